@@ -1,0 +1,51 @@
+"""Run a function over overlapping patches of a volume, and blend the results.
+
+The public names are resolved on first use, so that importing volpatch costs next to
+nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from volpatch.api import map_patches as map_patches
+    from volpatch.errors import FunctionError as FunctionError
+    from volpatch.errors import GridError as GridError
+    from volpatch.errors import MemoryLimitError as MemoryLimitError
+    from volpatch.errors import RunError as RunError
+    from volpatch.errors import SettingError as SettingError
+    from volpatch.errors import SourceError as SourceError
+    from volpatch.errors import TargetError as TargetError
+    from volpatch.errors import VolpatchError as VolpatchError
+    from volpatch.geometry import Box as Box
+    from volpatch.geometry import PatchGrid as PatchGrid
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "volpatch.api": ["map_patches"],
+    "volpatch.geometry": ["Box", "PatchGrid"],
+    "volpatch.errors": [
+        "FunctionError",
+        "GridError",
+        "MemoryLimitError",
+        "RunError",
+        "SettingError",
+        "SourceError",
+        "TargetError",
+        "VolpatchError",
+    ],
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = ["__version__", *_PLACE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module 'volpatch' has no attribute {name!r}")
+    return getattr(import_module(_PLACE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

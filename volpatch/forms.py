@@ -1,0 +1,155 @@
+"""The user's many ways to say a thing, and the one form that is used inside.
+
+Sizes and rois come as numbers, sequences, mappings by axis name, or text from a
+command line; they leave as tuples with one value per axis.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from volpatch.errors import GridError, SettingError
+from volpatch.geometry import Box
+
+_UNITS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+def parse_bytes(value: int | str, what: str = "memory_limit") -> int:
+    """Bytes from a number, or from text with a unit.
+
+    >>> parse_bytes("2GiB"), parse_bytes("1.5 MB")
+    (2147483648, 1500000)
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgtp]?)(i?)b\s*", value.lower())
+        if match is None:
+            raise SettingError(f"{what} must be a size with a unit, such as 2GiB; got {value!r}")
+        number, unit, binary = match.groups()
+        value = int(float(number) * (1024 if binary else 1000) ** _UNITS.get(unit, 0))
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise SettingError(f"{what} must be a positive number of bytes or '2GiB'; got {value!r}")
+    return value
+
+
+def show_bytes(number: float) -> str:
+    """A size for people, in binary units.
+
+    >>> show_bytes(3 * 2**30), show_bytes(512)
+    ('3.0 GiB', '512 B')
+    """
+    if number < 1024:
+        return f"{number:.0f} B"
+    power = min(5, int(math.log(number, 1024)))
+    return f"{number / 1024**power:.{1 if number / 1024**power < 100 else 0}f} {' KMGTP'[power]}iB"
+
+
+def parse_numbers(text: str) -> int | tuple[int, ...]:
+    """One number, or one per axis, from text such as "64" or "64,128,128"."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise GridError(f"wanted whole numbers such as 64 or 64,128,128; got {text!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def by_axis(value: Any, dims: Sequence[str], what: str) -> Any:
+    """A mapping by axis name as a tuple in the order of `dims`; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) != set(dims):
+        raise GridError(
+            f"{what} names the axes {sorted(map(str, value))}, but {list(dims)} are patched"
+        )
+    return tuple(value[d] for d in dims)
+
+
+def parse_roi(
+    roi: Any, dims: Sequence[str], shape: Sequence[int], channel_names: Sequence[str] | None = None
+) -> Box:
+    """The part of a volume that a roi selects, as a box over all axes.
+
+    Parameters
+    ----------
+    roi : None, text ("0:64,:,100:612" or "z=0:64,c=DAPI"), a mapping by axis name, or a
+        sequence of slices and numbers for the last axes. A number keeps its axis, with
+        length 1; negative numbers count from the end.
+    """
+    chosen: dict[str, Any] = {}
+    if isinstance(roi, str):
+        roi = _roi_from_text(roi)
+    if isinstance(roi, Box):
+        roi = roi.slices
+    if isinstance(roi, Mapping):
+        chosen = dict(roi)
+    elif roi is not None:
+        parts = tuple(roi) if isinstance(roi, Sequence) else (roi,)
+        if len(parts) > len(dims):
+            raise GridError(f"roi has {len(parts)} parts, but the axes are {tuple(dims)}")
+        chosen = dict(zip(dims[len(dims) - len(parts) :], parts, strict=True))
+    unknown = [name for name in chosen if name not in dims]
+    if unknown:
+        raise GridError(f"roi names axis {unknown[0]!r}, but the axes are {tuple(dims)}")
+    bounds = [
+        _bounds(chosen.get(name), name, size, channel_names if name == "c" else None)
+        for name, size in zip(dims, shape, strict=True)
+    ]
+    return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+
+
+def _roi_from_text(text: str) -> Any:
+    parts = [part.strip() for part in text.split(",")]
+    named = [part.partition("=") for part in parts]
+    if any(equals for _, equals, _ in named):
+        if not all(equals for _, equals, _ in named):
+            raise GridError(f"roi {text!r} mixes named and unnamed axes; name all or none")
+        return {name.strip(): _range_from_text(value.strip()) for name, _, value in named}
+    return [_range_from_text(part) for part in parts]
+
+
+def _range_from_text(text: str) -> Any:
+    if ":" not in text:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
+    bounds = [part.strip() for part in text.split(":")]
+    if len(bounds) != 2 or not all(re.fullmatch(r"([+-]?\d+)?", b) for b in bounds):
+        raise GridError(f"roi part {text!r} is no range; write start:stop, such as 0:64")
+    return slice(*(int(b) if b else None for b in bounds))
+
+
+def _bounds(part: Any, name: str, size: int, labels: Sequence[str] | None) -> tuple[int, int]:
+    """[start, stop) that one part of a roi selects on one axis."""
+    if part is None:
+        return 0, size
+    if isinstance(part, str):
+        if labels is None or part not in labels:
+            known = f"its names are {list(labels)}" if labels else "it has no names"
+            raise GridError(f"roi asks for {part!r} on axis {name}, but {known}")
+        part = list(labels).index(part)
+    if isinstance(part, slice):
+        if part.step not in (None, 1):
+            raise GridError(f"roi on {name} has step {part.step}; only steps of 1 are possible")
+        bounds = [
+            default if bound is None else _index(bound, name, size)
+            for bound, default in ((part.start, 0), (part.stop, size))
+        ]
+        start, stop = bounds
+    else:
+        start = _index(part, name, size)
+        stop = start + 1
+    if not 0 <= start < stop <= size:
+        raise GridError(
+            f"roi {start}:{stop} on {name} selects nothing, or lies outside of its {size} voxels; "
+            f"it must satisfy 0 <= start < stop <= {size}"
+        )
+    return start, stop
+
+
+def _index(value: Any, name: str, size: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise GridError(f"roi on {name} must be whole numbers, got {value!r}") from None
+    return number + size if number < 0 else number

@@ -1,0 +1,122 @@
+"""Which axis of a volume is what: looped over, handed whole to the function, or patched.
+
+(t, c, z, y, x)   patch over z, y, x                 every (t, c) on its own
+(t, c, z, y, x)   the same with channel_axis="c"     every t on its own, c handed whole
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from volpatch.errors import GridError, SettingError
+from volpatch.geometry import Box
+
+SPATIAL = ("z", "y", "x")
+POSITIONAL = ("t", "c", *SPATIAL)
+
+
+def default_dims(ndim: int) -> tuple[str, ...]:
+    """Names for the axes of an array that has none: the last are (t, c,) z, y, x.
+
+    >>> default_dims(2), default_dims(4)
+    (('y', 'x'), ('c', 'z', 'y', 'x'))
+    """
+    extra = tuple(f"d{i}" for i in range(ndim - len(POSITIONAL)))
+    return (*extra, *POSITIONAL[-ndim:])[-ndim:] if ndim else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Roles of the axes of a volume.
+
+    Attributes
+    ----------
+    dims, shape : names and sizes of all axes.
+    lead : axes that are looped over; every index is processed on its own.
+    channel : axis that is handed whole to the function, or None.
+    patched : axes that patches are cut along, in their order.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    lead: tuple[int, ...]
+    channel: int | None
+    patched: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        dims: Sequence[str],
+        shape: Sequence[int],
+        patch: Any,
+        channel_axis: int | str | None = None,
+        *,
+        named: bool = True,
+    ) -> Layout:
+        """Roles that follow from what `patch` and `channel_axis` say.
+
+        A mapping patches the axes it names; a sequence the last axes; one number patches
+        z, y and x, or every axis where axes have no names (`named` is False).
+        """
+        channel = _channel(channel_axis, dims)
+        rest = [i for i in range(len(dims)) if i != channel]
+        if isinstance(patch, Mapping):
+            unknown = [d for d in patch if d not in dims]
+            if unknown:
+                raise GridError(f"patch names axis {unknown[0]!r}, but the axes are {tuple(dims)}")
+            patched = [i for i in rest if dims[i] in patch]
+        elif hasattr(patch, "__len__"):
+            if not 1 <= len(patch) <= len(rest):
+                raise GridError(
+                    f"patch {tuple(patch)} has {len(patch)} sizes, but the volume has the axes "
+                    f"{tuple(dims[i] for i in rest)} of {tuple(shape[i] for i in rest)} voxels"
+                )
+            patched = rest[len(rest) - len(patch) :]
+        else:
+            patched = [i for i in rest if not named or dims[i] in SPATIAL] or rest
+        lead = tuple(i for i in rest if i not in patched)
+        return cls(tuple(dims), tuple(shape), lead, channel, tuple(patched))
+
+    @property
+    def patched_dims(self) -> tuple[str, ...]:
+        return tuple(self.dims[i] for i in self.patched)
+
+    @property
+    def patched_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[i] for i in self.patched)
+
+    def pick(self, values: Sequence[Any], axes: Sequence[int]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in axes)
+
+    def selection(self, lead: Sequence[int], roi: Box, box: Box) -> tuple[slice, ...]:
+        """Slices over all axes: lead indices, the roi's channels, a box of patched voxels."""
+        chosen = [slice(a, b) for a, b in zip(roi.start, roi.stop, strict=True)]
+        for axis, index in zip(self.lead, lead, strict=True):
+            chosen[axis] = slice(index, index + 1)
+        for axis, a, b in zip(self.patched, box.start, box.stop, strict=True):
+            chosen[axis] = slice(a, b)
+        return tuple(chosen)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Axes as (lead..., channel, patched...): the order in which results are laid out."""
+        channel = () if self.channel is None else (self.channel,)
+        return (*self.lead, *channel, *self.patched)
+
+
+def _channel(axis: int | str | None, dims: Sequence[str]) -> int | None:
+    if axis is None:
+        return None
+    if isinstance(axis, str):
+        if axis not in dims:
+            raise SettingError(f"channel_axis {axis!r} is none of the axes {tuple(dims)}")
+        return list(dims).index(axis)
+    try:
+        return range(len(dims))[operator.index(axis)]
+    except (IndexError, TypeError):
+        raise SettingError(
+            f"channel_axis {axis!r} is none of the {len(dims)} axes {tuple(dims)}"
+        ) from None

@@ -1,0 +1,153 @@
+"""What determines the voxels of a result, whoever computes them, wherever and in what order.
+
+A recipe is the grid, the windows and the dtypes on the way: source -> what the function
+is given -> what it returns -> the accumulator -> the output. The lazy path, the in-memory
+path and the store-to-store path all follow the same recipe and so give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from volpatch.errors import GridError, SettingError
+from volpatch.geometry import PAD_MODES, PatchGrid
+from volpatch.window import Window
+
+# visits of a voxel x magnitude of a value that float32 sums still round right for whole numbers
+FLOAT32_LIMIT = 2**22
+FLOAT_MAGNITUDE = 2**16
+
+DType = np.dtype[Any]
+
+
+def check_dtype(dtype: Any, what: str) -> DType:
+    """A native-endian numeric dtype, or an error that says what there is."""
+    try:
+        found = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise SettingError(f"{what} {dtype!r} is no dtype; write for example uint16") from None
+    if found.kind not in "biuf" or found.itemsize > 8:
+        raise SettingError(
+            f"{what} {found} is not supported; there are bool, int8 to int64, uint8 to uint64, "
+            f"float16, float32 and float64"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How patches are cut, handed over and blended.
+
+    Attributes
+    ----------
+    grid : PatchGrid over the patched axes.
+    windows : one per axis; "crop" on all or on none.
+    source_dtype, input_dtype : of the volume, and of what the function is given.
+    channels_in : length of the axis that is handed whole to the function; None without one.
+    batch_size : patches per call in a leading axis; None hands over single patches.
+    result_dtype, channels_out : what the function returns; None until it is known
+        (`channels_out` stays None for a function that returns no channel axis).
+    dtype : of the output where it was asked for.
+    finalizes, final_dtype, final_channels : whether, and to what, `finalize` changes a block.
+    fill : value of voxels that no patch covers.
+    pad_mode, pad_value : how patches that hang over the end (edge="pad") are filled.
+    """
+
+    grid: PatchGrid
+    windows: tuple[Window, ...]
+    source_dtype: DType
+    input_dtype: DType
+    channels_in: int | None = None
+    batch_size: int | None = None
+    result_dtype: DType | None = None
+    channels_out: int | None = None
+    dtype: DType | None = None
+    finalizes: bool = False
+    final_dtype: DType | None = None
+    final_channels: int | None = None
+    fill: float | None = None
+    pad_mode: str = "reflect"
+    pad_value: float = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise SettingError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.pad_mode not in PAD_MODES:
+            raise SettingError(
+                f"pad_mode must be one of {', '.join(PAD_MODES)}; got {self.pad_mode!r}"
+            )
+        uncovered, shape = self.grid.uncovered, self.grid.shape
+        if uncovered and self.fill is None:
+            raise GridError(
+                f"no patch covers {uncovered} of the {math.prod(shape)} voxels "
+                f"(patch {self.grid.patch}, stride {self.grid.stride}, offset {self.grid.offset}, "
+                f"edge {self.grid.edge[0]!r}); give fill=VALUE for them, or a grid that covers all"
+            )
+        if self.result_dtype is not None:
+            self._check_labels(self.result_dtype)
+
+    def _check_labels(self, result: DType) -> None:
+        if result.kind not in "biu" or self.crop or self.dtype is not None:
+            return
+        raise SettingError(
+            f"the function returns {result}, and window={self.windows[0]!r} would average it: "
+            f"averaged labels are other labels. For class labels use window='crop'; for "
+            f"intensities that may be rounded say dtype='{result}'. Instance ids of separate "
+            f"patches collide under any window: blend probabilities or flows instead, and "
+            f"label the blended volume"
+        )
+
+    @property
+    def crop(self) -> bool:
+        """Whether voxels are selected from one patch each instead of being blended."""
+        return self.windows[0] == "crop"
+
+    @property
+    def accumulator(self) -> DType:
+        """Where shares x values are summed; grid and the function's dtype alone decide."""
+        result = self.known_result
+        if self.crop:
+            return result
+        if result.kind == "f":
+            magnitude = FLOAT_MAGNITUDE if result.itemsize <= 4 else FLOAT32_LIMIT + 1
+        elif result.kind == "b":
+            magnitude = 1
+        else:
+            limits = np.iinfo(result)
+            magnitude = max(int(limits.max), -int(limits.min))
+        single = self.grid.most_visits * magnitude <= FLOAT32_LIMIT
+        return np.dtype(np.float32 if single else np.float64)
+
+    @property
+    def known_result(self) -> DType:
+        """The function's dtype; before it is known, the widest it is likely to be."""
+        if self.result_dtype is not None:
+            return self.result_dtype
+        return np.result_type(self.input_dtype, np.float32)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is known what the function, and `finalize` after it, return."""
+        return self.result_dtype is not None and (
+            not self.finalizes or self.final_dtype is not None
+        )
+
+    @property
+    def blended_dtype(self) -> DType:
+        """Of the blended values that `finalize` is given."""
+        result = self.known_result
+        return result if self.crop else np.result_type(result, np.float32)
+
+    @property
+    def out_dtype(self) -> DType:
+        """Of the output: as declared, else what `finalize` or the function returns."""
+        return self.dtype or self.final_dtype or self.known_result
+
+    @property
+    def out_channels(self) -> int | None:
+        """Channels of the output; None without a channel axis."""
+        return self.final_channels if self.finalizes else self.channels_out

@@ -1,0 +1,150 @@
+"""How much a patch counts at each of its voxels, and its share among its neighbours.
+
+A window is one weight per voxel of a patch along one axis. Dividing it by the sum of
+the windows of all patches at each voxel gives *shares*, which sum to 1 there. Shares
+are separable: the product of the per-axis shares of all patches at a voxel sums to 1
+too, also where the last patch was pulled back. Blending is therefore a plain sum of
+share x value, with no weight volume beside it and nothing to divide by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch.errors import SettingError
+from volpatch.geometry import AxisGrid, per_axis
+
+WINDOWS = ("constant", "hann", "triangle", "gaussian", "crop")
+Window = str | Callable[[int], Any]
+
+# a narrow Gaussian underflows at its tails, and 0 / 0 would follow
+FLOOR = 2.0**-20
+SIGMA_PER_PATCH = 1 / 8
+
+
+def windows_per_axis(window: Window | Sequence[Window], ndim: int) -> tuple[Window, ...]:
+    """One checked window per axis, from one for all or one each.
+
+    >>> windows_per_axis("hann", 2)
+    ('hann', 'hann')
+    """
+    windows = per_axis(window, ndim, "window")
+    for one in windows:
+        if not callable(one):
+            _parse(one)
+    if "crop" in windows and any(one != "crop" for one in windows):
+        raise SettingError(
+            f"window='crop' selects one patch per voxel and does not mix with others, "
+            f"got {windows}; use it on all axes or on none"
+        )
+    return windows
+
+
+def _parse(window: object) -> tuple[str, float | None]:
+    """Name and sigma of a window given as text, such as "hann" or "gaussian:8"."""
+    name, _, sigma = str(window).partition(":")
+    if not isinstance(window, str) or name not in WINDOWS or (sigma and name != "gaussian"):
+        raise SettingError(
+            f"window must be one of {', '.join(WINDOWS)} (or gaussian:SIGMA, or a function of "
+            f"the patch size); got {window!r}"
+        )
+    if not sigma:
+        return name, None
+    try:
+        value = float(sigma)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise SettingError(f"the sigma of window {window!r} must be a positive number of voxels")
+    return name, value
+
+
+def sample(window: Window, n: int) -> NDArray[np.float64]:
+    """Weights of one patch along one axis.
+
+    Parameters
+    ----------
+    window : str or callable
+        "constant", "hann", "triangle", "gaussian" (sigma = n / 8), "gaussian:SIGMA" with
+        sigma in voxels, or a function n -> n weights, finite and not negative.
+    n : int
+        Patch size in voxels.
+
+    Returns
+    -------
+    (n,) float64, dimensionless. Sampled at voxel centres, so that no built-in window
+    ever reaches zero and the faces of the volume are not dimmed.
+
+    Examples
+    --------
+    >>> sample("hann", 5).round(2).tolist()
+    [0.25, 0.75, 1.0, 0.75, 0.25]
+    """
+    if callable(window):
+        return _checked(window(n), window, n)
+    name, sigma = _parse(window)
+    place = np.arange(n, dtype=np.float64)
+    middle = (n - 1) / 2
+    if name == "hann":
+        weights = np.sin(np.pi * (place + 1) / (n + 1)) ** 2
+    elif name == "triangle":
+        weights = 1 - np.abs(place - middle) * 2 / n
+    elif name == "gaussian":
+        weights = np.exp(-0.5 * ((place - middle) / (sigma or n * SIGMA_PER_PATCH)) ** 2)
+    else:
+        weights = np.ones(n)
+    floored: NDArray[np.float64] = np.maximum(weights, FLOOR * weights.max())
+    return floored
+
+
+def _checked(values: Any, window: Callable[[int], Any], n: int) -> NDArray[np.float64]:
+    weights = np.asarray(values, dtype=np.float64)
+    name = getattr(window, "__name__", repr(window))
+    if weights.shape != (n,):
+        raise SettingError(f"window {name}({n}) gave shape {weights.shape}, wanted ({n},)")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise SettingError(f"window {name}({n}) must be finite and not negative, got {weights}")
+    return weights
+
+
+def axis_shares(axis: AxisGrid, window: Window, numbers: range) -> NDArray[np.float64]:
+    """Share of each voxel that each of the patches `numbers` owns, along one axis.
+
+    Returns
+    -------
+    (len(numbers), patch) float64, dimensionless. Summed over all patches that cover it,
+    every voxel of the axis gets 1; the part of a patch that hangs over the end gets 0.
+    The values do not depend on which range of patches was asked for.
+
+    Raises
+    ------
+    SettingError
+        If a custom window leaves a covered voxel without any weight.
+    """
+    if not len(numbers):
+        return np.zeros((0, axis.patch))
+    weights = sample(window, axis.patch)
+    first, end = axis.start(numbers[0]), axis.start(numbers[-1]) + axis.patch
+    total = np.zeros(end - first)
+    for number in axis.touching(first, end):
+        # in raster order and from zero, so that each sum has the same bits for any range
+        start = axis.start(number) - first
+        lo, hi = max(0, start), min(end - first, start + axis.patch)
+        total[lo:hi] += weights[lo - start : hi - start]
+    starts = np.array([axis.start(i) for i in numbers], dtype=np.int64)
+    places = starts[:, None] + np.arange(axis.patch)
+    inside = places < axis.size
+    sums = total[places - first]
+    if (sums[inside] == 0).any():
+        bare = np.unique(places[inside & (sums == 0)])
+        raise SettingError(
+            f"the window leaves {bare.size} voxels of {axis.name} without any weight, first "
+            f"{bare[0]}; choose one that is positive there, or a smaller stride"
+        )
+    shares: NDArray[np.float64] = np.zeros_like(sums)
+    np.divide(weights, sums, out=shares, where=inside)
+    return shares
