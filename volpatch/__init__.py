@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from volpatch.api import map_patches as map_patches
+    from volpatch.api import plan as plan
+    from volpatch.api import run as run
     from volpatch.errors import FunctionError as FunctionError
     from volpatch.errors import GridError as GridError
     from volpatch.errors import MemoryLimitError as MemoryLimitError
@@ -19,11 +21,19 @@ if TYPE_CHECKING:
     from volpatch.errors import VolpatchError as VolpatchError
     from volpatch.geometry import Box as Box
     from volpatch.geometry import PatchGrid as PatchGrid
+    from volpatch.job import run_job as run_job
+    from volpatch.planner import Plan as Plan
+    from volpatch.runner import RunReport as RunReport
+    from volpatch.storage.opening import open_volume as open_volume
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "volpatch.api": ["map_patches"],
+    "volpatch.api": ["map_patches", "plan", "run"],
+    "volpatch.job": ["run_job"],
+    "volpatch.planner": ["Plan"],
+    "volpatch.runner": ["RunReport"],
+    "volpatch.storage.opening": ["open_volume"],
     "volpatch.geometry": ["Box", "PatchGrid"],
     "volpatch.errors": [
         "FunctionError",

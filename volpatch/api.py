@@ -2,68 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from volpatch.errors import SettingError
-from volpatch.forms import by_axis, parse_roi
-from volpatch.geometry import Overlap, PatchGrid
+from volpatch import machine
+from volpatch.errors import GridError, SettingError, SourceError
+from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
+from volpatch.functions import FunctionSpec
+from volpatch.geometry import PatchGrid, per_axis
 from volpatch.layout import Layout, default_dims
 from volpatch.memory import map_array
+from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
+from volpatch.planner import BACKENDS, Plan, Volume, fit
 from volpatch.recipe import Recipe, check_dtype
-from volpatch.window import Window, windows_per_axis
+from volpatch.runner import RunReport, execute
+from volpatch.storage.opening import open_source, source_of
+from volpatch.storage.puts import Durability, check_target
+from volpatch.storage.source import Source
+from volpatch.storage.target import TargetSpec
+from volpatch.window import windows_per_axis
+from volpatch.work import Functions, Trial
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array = NDArray[Any]
-Sizes = int | Sequence[int] | Mapping[str, int]
+Function = Callable[..., Any] | FunctionSpec | str
+DEFAULT_PATCH = 64
+DEFAULT_CHUNKS = {1: (2**18,), 2: (512, 512), 3: (64, 128, 128)}
+CHUNK_BYTES = (2**16, 2**25)
+THIN = 8
 
 
 def make_recipe(
     layout: Layout,
     roi_shape: Sequence[int],
     source_dtype: Any,
-    *,
     patch: Sizes,
-    stride: Sizes | None = None,
-    overlap: Overlap | Sequence[Overlap] | Mapping[str, Overlap] | None = None,
-    window: Window | Sequence[Window] = "hann",
-    edge: str | Sequence[str] = "shift",
-    offset: Sizes = 0,
-    batch_size: int | None = None,
-    dtype: DTypeLike | None = None,
-    out_channels: int | None = None,
-    input_dtype: DTypeLike | None = None,
-    fill: float | None = None,
-    pad_mode: str = "reflect",
-    pad_value: float = 0,
+    *,
     finalizes: bool = False,
+    **options: Unpack[BlendOptions],
 ) -> Recipe:
     """The recipe that the user's words for one volume amount to."""
+    check_names(options, BlendOptions)
     dims = layout.patched_dims
     grid = PatchGrid(
         layout.patched_shape,
         by_axis(patch, dims, "patch"),
-        by_axis(stride, dims, "stride"),
-        overlap=by_axis(overlap, dims, "overlap"),
-        edge=by_axis(edge, dims, "edge"),
-        offset=by_axis(offset, dims, "offset"),
+        by_axis(options.get("stride"), dims, "stride"),
+        overlap=by_axis(options.get("overlap"), dims, "overlap"),
+        edge=by_axis(options.get("edge", "shift"), dims, "edge"),
+        offset=by_axis(options.get("offset", 0), dims, "offset"),
     )
     source = check_dtype(source_dtype, "the source's dtype")
+    dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
     return Recipe(
         grid,
-        windows_per_axis(by_axis(window, dims, "window"), grid.ndim),
+        windows_per_axis(by_axis(options.get("window", "hann"), dims, "window"), grid.ndim),
         source,
         source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
         channels_in=None if layout.channel is None else roi_shape[layout.channel],
-        batch_size=batch_size,
-        channels_out=out_channels,
+        batch_size=options.get("batch_size"),
+        channels_out=options.get("out_channels"),
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
         finalizes=finalizes,
-        fill=fill,
-        pad_mode=pad_mode,
-        pad_value=pad_value,
+        fill=options.get("fill"),
+        pad_mode=options.get("pad_mode", "reflect"),
+        pad_value=options.get("pad_value", 0),
     )
 
 
@@ -75,7 +88,7 @@ def map_patches(
     channel_axis: int | None = None,
     finalize: Callable[[Array], Array] | None = None,
     roi: Any = None,
-    **options: Any,
+    **options: Unpack[BlendOptions],
 ) -> Array:
     """Run a function over overlapping patches of an array and blend the results.
 
@@ -90,16 +103,6 @@ def map_patches(
     patch : int or sequence of int
         Patch size in voxels; a sequence patches the last axes, a number all of them.
         Every index of the axes before is processed on its own.
-    stride, overlap : int or fraction, or one per axis
-        Distance between patch starts, or what neighbours share (default: "50%").
-    window : {"hann", "triangle", "gaussian", "constant", "crop"}, callable, or one per axis
-        How much a patch counts at each of its voxels. "crop" takes every voxel from the
-        patch whose centre is nearest, and is the window for labels.
-    edge : {"shift", "pad", "drop"}
-        What happens where the stride does not divide the axis.
-    dtype : dtype, optional
-        Of the result; whole numbers are rounded half to even and clipped. Without it, the
-        function's own. An integer result with a weighted window needs it.
     channel_axis : int, optional
         Axis that is handed whole to the function, before the patched axes.
     finalize : callable, optional
@@ -107,7 +110,10 @@ def map_patches(
     roi : slices, optional
         The part of the whole result that is wanted; the grid stays that of the volume.
     **options
-        offset, batch_size, out_channels, input_dtype, fill, pad_mode, pad_value.
+        stride or overlap (default "50%"), window ("hann", "triangle", "gaussian",
+        "constant", "crop" or a function), edge ("shift", "pad", "drop"), dtype, offset,
+        batch_size, out_channels, input_dtype, fill, pad_mode, pad_value: see
+        `volpatch.options`. An integer result with a weighted window needs `dtype`.
 
     Returns
     -------
@@ -138,6 +144,316 @@ def map_patches(
     layout = Layout.of(dims, volume.shape, patch, channel_axis, named=False)
     box = parse_roi(roi, dims, volume.shape)
     recipe = make_recipe(
-        layout, box.shape, volume.dtype, patch=patch, finalizes=finalize is not None, **options
+        layout, box.shape, volume.dtype, patch, finalizes=finalize is not None, **options
     )
     return map_array(func, volume, layout, recipe, box, finalize)
+
+
+def plan(
+    source: str | os.PathLike[str] | Source | xr.DataArray,
+    target: str | os.PathLike[str] | None = None,
+    *,
+    level: int = 0,
+    func: Function | None = None,
+    finalize: Function | None = None,
+    **options: Unpack[JobOptions],
+) -> Plan:
+    """Lay out a run without computing anything.
+
+    Parameters
+    ----------
+    source : path, or what `open_volume` returned
+        The volume. `level` picks a resolution where there are several.
+    target : path, optional
+        Where the output is to be.
+    func, finalize : optional
+        Never called; a ready-made operation's name tells the output's dtype, and named
+        functions are saved with the plan.
+    **options
+        patch (default 64, or the axis where it is shorter), stride or overlap, window,
+        edge, batch_size, dtype, out_channels, roi, chunks, shards, codec, region,
+        memory_limit, func_memory, workers, backend, …: see `volpatch.options`.
+
+    Returns
+    -------
+    Plan
+        `print(plan.explain())` shows regions, redundancy, traffic and memory term by term.
+
+    Raises
+    ------
+    MemoryLimitError
+        Nothing fits; the message names the largest term and a setting that fits.
+    GridError, SettingError, SourceError
+        Something that cannot be.
+    """
+    volume = as_source(source, level)
+    draft = _draft(volume, target, _named(func), _named(finalize), options)
+    return _fitted(draft)
+
+
+def run(
+    func: Function | None,
+    source: str | os.PathLike[str] | Source | xr.DataArray,
+    target: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    setup: Callable[[], Callable[..., Any]] | None = None,
+    finalize: Function | None = None,
+    overwrite: bool = False,
+    durability: Durability = "full",
+    progress: str = "none",
+    announce: Callable[[Plan], None] = lambda plan: None,
+    **options: Unpack[JobOptions],
+) -> RunReport:
+    """Run a function over overlapping patches of a stored volume, into a stored volume.
+
+    Parameters
+    ----------
+    func : callable, name of a ready-made operation, "module:function", or None with `setup`
+        As in `map_patches`.
+    source : path, or what `open_volume` returned
+        The volume; `level` picks a resolution where there are several.
+    target : path
+        The OME-Zarr to be made. It appears under its name when it is complete.
+    setup : callable, optional
+        Runs once per worker process and returns the function: load a model here.
+    finalize : callable or name, optional
+        Runs on blended blocks before they are rounded and written; pointwise.
+    overwrite : bool
+        Replace an earlier output of volpatch, once the new one is complete.
+    durability : {"full", "process"}
+        What finished writes survive: a power cut, or only the death of the process.
+    progress : {"none", "auto", "bar", "log"}
+        How far the run is, told on stderr.
+    announce : callable, optional
+        Is given the final plan before the first region starts.
+    **options
+        As for `plan`.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    VolpatchError
+        Before anything is written for settings, source, target and function that cannot
+        be; during the run when the function fails. The target then does not exist.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, tifffile
+    >>> folder = tempfile.mkdtemp()
+    >>> tifffile.imwrite(f"{folder}/in.tif", np.ones((20, 30, 30), np.uint8))
+    >>> report = run("gaussian", f"{folder}/in.tif", f"{folder}/out.zarr", patch=16)
+    >>> report.stats.clipped
+    0
+    """
+    if (func is None) == (setup is None):
+        raise SettingError("give one of func and setup: the function, or what makes it")
+    volume = as_source(source, level)
+    check_target(os.fspath(target), overwrite=overwrite, source_path=volume.path)
+    function, final = _named(func), _named(finalize)
+    for spec in (function, final):
+        if isinstance(spec, FunctionSpec):
+            spec.check()
+    draft = _draft(volume, target, function, final, options)
+
+    def settle(draft: Plan, trial: Trial) -> tuple[Plan, TargetSpec]:
+        memory = trial.func_memory if draft.func_memory is None else draft.func_memory
+        known = replace(draft, recipe=trial.recipe, func_memory=memory, resident=trial.resident)
+        plan = _fitted(known)
+        return plan, target_spec(plan, volume)
+
+    return execute(
+        draft,
+        Functions(function, setup, final, draft.calls),
+        volume,
+        settle=settle,
+        overwrite=overwrite,
+        durability=durability,
+        announce=announce,
+        progress=progress,
+    )
+
+
+def as_source(source: Any, level: int = 0) -> Source:
+    """The stored volume behind a path, or behind what `open_volume` returned."""
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return open_source(source, level=level)
+    found = source_of(source) if hasattr(source, "encoding") else None
+    if found is None:
+        raise SourceError(
+            f"run and plan take a path or what open_volume returned, got a "
+            f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
+            f"otherwise; use roi= for a part of a volume, or map_patches for an array"
+        )
+    return found
+
+
+def _named(function: Function | None) -> Callable[..., Any] | FunctionSpec | None:
+    return FunctionSpec.parse(function) if isinstance(function, str) else function
+
+
+def _patch_or_default(patch: Sizes | None, source: Source) -> Sizes:
+    if patch is not None:
+        return patch
+    layout = Layout.of(source.dims, source.shape, DEFAULT_PATCH)
+    return tuple(min(DEFAULT_PATCH, n) for n in layout.patched_shape)
+
+
+def _draft(
+    source: Source,
+    target: str | os.PathLike[str] | None,
+    function: Any,
+    finalize: Any,
+    options: JobOptions,
+) -> Plan:
+    """The plan as far as the user's words make it; regions are still to be chosen."""
+    check_names(options, JobOptions)
+    patch = _patch_or_default(options.get("patch"), source)
+    layout = Layout.of(source.dims, source.shape, patch, options.get("channel_axis"))
+    roi = parse_roi(options.get("roi"), source.dims, source.shape, source.channel_names)
+    blend: Any = {k: v for k, v in options.items() if k in BlendOptions.__annotations__}
+    if blend.get("dtype") is None:
+        blend["dtype"] = _operation_dtype(function, source)
+    recipe = make_recipe(
+        layout, roi.shape, source.dtype, patch, finalizes=finalize is not None, **blend
+    )
+    backend = options.get("backend", "threads")
+    if backend not in BACKENDS:
+        raise SettingError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    memory, func_memory = options.get("memory_limit"), options.get("func_memory")
+    box = [roi.shape[i] for i in layout.patched]
+    chunks, shards = _write_units(source, layout, box, recipe, options)
+    volume = Volume(
+        source.path,
+        source.level,
+        source.name,
+        source.dims,
+        source.shape,
+        str(source.dtype),
+        source.chunks,
+        source.shards,
+    )
+    draft = Plan(
+        source=volume,
+        target=None if target is None else os.path.abspath(target),
+        layout=layout,
+        recipe=recipe,
+        roi=roi,
+        chunks=chunks,
+        shards=shards,
+        region=tuple(shards or chunks),
+        read_layer=1,
+        workers=whole_counts(options.get("workers"), machine.processors(), "workers"),
+        backend=backend,
+        memory_limit=machine.default_memory_limit() if memory is None else parse_bytes(memory),
+        func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
+        calls=whole_counts(options.get("calls"), None, "calls"),
+        free_disk=_free_disk(target),
+        words={"options": dict(options), "function": function, "finalize": finalize},
+    )
+    target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
+    return draft
+
+
+def _operation_dtype(function: Any, source: Source) -> Any:
+    """Ready-made operations are intensity operations: they give back the source's dtype."""
+    operation = function.operation if isinstance(function, FunctionSpec) else None
+    if operation is None:
+        return None
+    return source.dtype if operation.dtype == "source" else operation.dtype
+
+
+def _write_units(
+    source: Source, layout: Layout, box: Sequence[int], recipe: Recipe, options: JobOptions
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Chunks and shards of the output along the patched axes."""
+    dims, n = layout.patched_dims, len(box)
+    asked, shards = options.get("chunks"), options.get("shards")
+    if asked is not None:
+        chunks = per_axis(by_axis(asked, dims, "chunks"), n, "chunks")
+    else:
+        chunks = layout.pick(source.chunks, layout.patched)
+        size = int(np.prod(chunks)) * recipe.out_dtype.itemsize
+        thin = any(c < min(THIN, b) for c, b in zip(chunks, box, strict=True))
+        if thin or not CHUNK_BYTES[0] <= size <= CHUNK_BYTES[1]:
+            chunks = DEFAULT_CHUNKS.get(n, (16,) * (n - 3) + DEFAULT_CHUNKS[3])
+    if shards is not None:
+        return tuple(chunks), per_axis(by_axis(shards, dims, "shards"), n, "shards")
+    return tuple(min(c, b) for c, b in zip(chunks, box, strict=True)), None
+
+
+def _fitted(draft: Plan) -> Plan:
+    """The draft with its regions chosen, and the words that repeat exactly this plan."""
+    options = draft.words["options"]
+    dims = draft.layout.patched_dims
+    region = options.get("region")
+    if region is not None:
+        region = per_axis(by_axis(region, dims, "region"), len(dims), "region")
+        region = tuple(
+            min(r, -(-n // u) * u)
+            for r, n, u in zip(region, draft.box.shape, draft.unit, strict=True)
+        )
+    return fit(draft, region=region, fewer_workers=options.get("workers") is None)
+
+
+def _free_disk(target: str | os.PathLike[str] | None) -> int | None:
+    if target is None:
+        return None
+    folder = Path(os.path.abspath(target)).parent
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return None
+
+
+def target_spec(plan: Plan, source: Source) -> TargetSpec:
+    """What the output of a plan looks like on disk."""
+    layout, roi = plan.layout, plan.roi
+    channels = plan.recipe.out_channels
+    if channels is not None and "c" in [layout.dims[i] for i in layout.lead]:
+        raise GridError(
+            "the function returns channels, and the volume has an axis c that is looped over; hand "
+            "it whole to the function with channel_axis='c', or choose one with roi='c=0'"
+        )
+    axes = [*layout.lead, *([None] if channels is not None else []), *layout.patched]
+
+    def per_dim(values: Sequence[Any], other: Any) -> tuple[Any, ...]:
+        return tuple(other if axis is None else values[axis] for axis in axes)
+
+    ones = (1,) * (len(axes) - len(layout.patched))
+    origin = [o + s * a for o, s, a in zip(source.origin, source.spacing, roi.start, strict=True)]
+    grid = plan.recipe.grid
+    return TargetSpec(
+        shape=plan.out_shape,
+        dtype=str(plan.recipe.out_dtype),
+        dims=per_dim(source.dims, "c"),
+        chunks=(*ones, *plan.chunks),
+        shards=None if plan.shards is None else (*ones, *plan.shards),
+        codec=plan.words["options"].get("codec", "zstd"),
+        name=source.name,
+        spacing=per_dim(source.spacing, 1.0),
+        origin=per_dim(origin, 0.0),
+        units=per_dim(source.units, None),
+        attributes={
+            "source": source.name,
+            "function": _name_of(plan.words.get("function")),
+            "patch": list(grid.patch),
+            "stride": list(grid.stride),
+            "window": [w if isinstance(w, str) else _name_of(w) for w in plan.recipe.windows],
+            "edge": list(grid.edge),
+        },
+    )
+
+
+def _name_of(function: Any) -> str | None:
+    if function is None or isinstance(function, str):
+        return function
+    return (
+        function.target
+        if isinstance(function, FunctionSpec)
+        else getattr(function, "__qualname__", type(function).__name__)
+    )

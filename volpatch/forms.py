@@ -153,3 +153,12 @@ def _index(value: Any, name: str, size: int) -> int:
     except TypeError:
         raise GridError(f"roi on {name} must be whole numbers, got {value!r}") from None
     return number + size if number < 0 else number
+
+
+def whole_counts(value: Any, default: Any, what: str) -> Any:
+    """A count of at least one, or the default where none was given."""
+    if value is None:
+        return default
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise SettingError(f"{what} must be a whole number of at least 1, got {value!r}")
+    return operator.index(value)

@@ -30,7 +30,10 @@ Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 # numba has no such numbers; they travel as bits of the same size where they are only copied
-_BITS = {np.dtype(np.float16): np.dtype(np.uint16), np.dtype(np.bool_): np.dtype(np.uint8)}
+_BITS: dict[Any, Any] = {
+    np.dtype(np.float16): np.dtype(np.uint16),
+    np.dtype(np.bool_): np.dtype(np.uint8),
+}
 
 
 def _compiled(function: F) -> F:
@@ -44,7 +47,7 @@ def _compiled(function: F) -> F:
 
 def as_numbers(array: Array) -> Array:
     """The same memory, seen as a dtype that the kernels know."""
-    return array.view(_BITS.get(array.dtype, array.dtype))
+    return array.view(_BITS[array.dtype]) if array.dtype in _BITS else array
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,8 @@ def map_array(
 def _source(volume: Array, recipe: Recipe) -> Array | Read:
     """The volume itself where the kernels can cut from it, else a way to read from it."""
     native = volume.dtype == recipe.source_dtype
-    halves = volume.dtype == np.float16 and recipe.input_dtype != np.float16
     inside = all(a.padded == a.size for a in recipe.grid.axes)
-    if volume.flags.c_contiguous and native and inside and not halves:
+    if volume.flags.c_contiguous and native and inside and not recipe.halves:
         return volume
 
     def read(box: Box, out: Array) -> None:

@@ -27,7 +27,7 @@ DType = np.dtype[Any]
 def check_dtype(dtype: Any, what: str) -> DType:
     """A native-endian numeric dtype, or an error that says what there is."""
     try:
-        found = np.dtype(dtype).newbyteorder("=")
+        found: DType = np.dtype(dtype).newbyteorder("=")
     except TypeError:
         raise SettingError(f"{what} {dtype!r} is no dtype; write for example uint16") from None
     if found.kind not in "biuf" or found.itemsize > 8:
@@ -105,6 +105,11 @@ class Recipe:
     def crop(self) -> bool:
         """Whether voxels are selected from one patch each instead of being blended."""
         return self.windows[0] == "crop"
+
+    @property
+    def halves(self) -> bool:
+        """Whether float16 is to be cast, which the kernels cannot do while cutting."""
+        return self.source_dtype == np.float16 and self.input_dtype != np.float16
 
     @property
     def accumulator(self) -> DType:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from volpatch.errors import FunctionError, VolpatchError
 from volpatch.geometry import AxisGrid, Box, PatchGrid
 from volpatch.kernels import Ring, Tables, add, cut, finish
-from volpatch.recipe import DType, Recipe
+from volpatch.recipe import Recipe
 
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
@@ -258,7 +258,8 @@ class RingInput:
         planes = min(self._end - self._loaded, ring_planes(recipe.grid.patch[0], layer))
         channels = recipe.channels_in or 1
         self._face = Box(reach.start[1:], reach.stop[1:])
-        self.ring = Ring.new(reach, planes, channels, ring_dtype(recipe))
+        dtype = recipe.input_dtype if recipe.halves else recipe.source_dtype
+        self.ring = Ring.new(reach, planes, channels, dtype)
 
     def load(self, start: int, stop: int, stats: Stats) -> None:
         """Make the planes [start, stop) present; those before `start` are given up."""
@@ -286,12 +287,6 @@ def reach_of(grid: PatchGrid, numbers: tuple[range, ...]) -> Box:
 def ring_planes(patch: int, layer: int) -> int:
     """Planes that an input ring holds: a row of patches, and the rest of its last layer."""
     return patch + layer - 1
-
-
-def ring_dtype(recipe: Recipe) -> DType:
-    """Planes are kept as read; the kernels cast while cutting, except from float16."""
-    halves = recipe.source_dtype == np.float16
-    return recipe.input_dtype if halves else recipe.source_dtype
 
 
 class Stream:
@@ -351,11 +346,14 @@ class Stream:
         """Walk the region from its first plane to its last."""
         axis = self.recipe.grid.axes[0]
         per_row = int(np.prod(self.tables.lattice[1:]))
-        for row, number in enumerate(self.tables.numbers[0] if self.input else ()):
+        source = self.input
+        for row, number in enumerate(self.tables.numbers[0]):
+            if source is None:
+                break
             start = axis.start(number)
-            self.input.load(start, start + axis.patch, self.stats)
+            source.load(start, start + axis.patch, self.stats)
             ids = range(row * per_row, (row + 1) * per_row)
-            self._compute(self.input.ring, ids, axis.own(number)[0] if self.recipe.crop else start)
+            self._compute(source.ring, ids, axis.own(number)[0] if self.recipe.crop else start)
         self._hand_over(self.box.stop[0])
         return self.stats
 
@@ -378,7 +376,7 @@ class Stream:
             with clock("cut"):
                 cut(source, self.tables, ids, given)
             with clock("function"):
-                values = self.caller(recipe, given, lambda i, ids=ids: self._patch(int(ids[i])))
+                values = self.caller(recipe, given, functools.partial(self._patch, ids))
             if not recipe.complete:
                 recipe = learn(recipe, values, self.finalize)
                 self._settle(recipe)
@@ -389,8 +387,8 @@ class Stream:
             self.stats.calls += 1
             self.tick(len(ids))
 
-    def _patch(self, number: int) -> tuple[tuple[int, ...], Box]:
-        position = self.tables.position(number)
+    def _patch(self, ids: NDArray[np.int64], i: int) -> Place:
+        position = self.tables.position(int(ids[i]))
         return position, self.recipe.grid.box(position)
 
     def _hand_over(self, upto: int) -> None:

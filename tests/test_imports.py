@@ -1,0 +1,180 @@
+"""Imports inside volpatch run one way, heavy optional ones wait, and no room grows too big."""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import volpatch
+
+ROOT = Path(volpatch.__file__).parent
+# A room may import those before it. A new module fails until somebody places it here.
+ROOMS = (
+    *("errors", "geometry", "window", "forms", "layout", "options", "recipe", "machine", "planner"),
+    *("kernels", "region", "memory", "storage", "ops", "functions", "work", "progress", "runner"),
+    *("api", "job", "view", "demo", "cli", "__main__"),
+)
+HEAVY = {"torch", "matplotlib", "distributed", "nibabel", "h5py", "pydicom", "scipy"}
+ARRAYS = {"numpy", "dask", "zarr", "xarray", "numba"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module (or name of a module), where, and whether it waits for a call."""
+
+    name: str
+    line: int
+    late: bool
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+KNOWN = {module_name(file) for file in FILES}
+
+
+def imports(source: str, module: str, *, package: bool = False) -> list[Import]:
+    """All imports of a file, those in functions and under TYPE_CHECKING included."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, late: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(node, module, package)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                inner = base == "volpatch" or full in KNOWN
+                found.append(Import(full if inner else base, node.lineno, late))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            late = True
+        late = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            visit(child, late)
+
+    visit(ast.parse(source), late=False)
+    return found
+
+
+def absolute(node: ast.ImportFrom, module: str, package: bool) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    base = parts[: len(parts) - node.level + package]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def imports_of(file: Path) -> list[Import]:
+    return imports(file.read_text(), module_name(file), package=file.name == "__init__.py")
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def place(module: str) -> int:
+    assert room(module) in ROOMS, f"say where in ROOMS {room(module)!r} belongs"
+    return ROOMS.index(room(module))
+
+
+def out_of_order(module: str, found: list[Import]) -> list[str]:
+    """What `module` may not import: a later room, or a public name of volpatch itself."""
+    wrong = []
+    for item in found:
+        if item.name.split(".")[0] != "volpatch":
+            continue
+        if item.name not in KNOWN or item.name == "volpatch":
+            wrong.append(f"line {item.line}: {item.name} is not a module; name its room")
+        elif place(item.name) > place(module):
+            wrong.append(f"line {item.line}: {room(module)} may not import {item.name}")
+    return wrong
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules left when those that import nothing left are taken away, again and again."""
+    left = dict(graph)
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_every_module_has_its_place():
+    assert {room(name) for name in KNOWN - {"volpatch"}} - set(ROOMS) == set()
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_room_imports_earlier_rooms_only(file):
+    if file != ROOT / "__init__.py":  # it hands out names of every room
+        assert out_of_order(module_name(file), imports_of(file)) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        module_name(file): {item.name for item in imports_of(file)} - {module_name(file)}
+        for file in FILES
+        if file != ROOT / "__init__.py"
+    }
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_heavy_optional_packages_are_imported_where_they_are_used(file):
+    early = [item for item in imports_of(file) if not item.late]
+    assert [item for item in early if item.name.split(".")[0] in HEAVY] == []
+
+
+@pytest.mark.parametrize("name", ["geometry", "planner"])
+def test_integers_need_no_arrays(name):
+    file = ROOT / f"{name}.py"
+    if not file.exists():
+        pytest.skip(f"{name} is not written yet")
+    assert [item for item in imports_of(file) if item.name.split(".")[0] in ARRAYS] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_module_says_what_it_is_and_stays_readable(file):
+    source = file.read_text()
+    assert ast.get_docstring(ast.parse(source)), "a module begins with its docstring"
+    assert source.count("\n") <= 600, "a module this long holds two ideas"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("from volpatch.functions import get", "line 1: ops may not import volpatch.functions"),
+        ("def f():\n    import volpatch.demo", "line 2: ops may not import volpatch.demo"),
+        ("from ..functions import x", "line 1: ops may not import volpatch.functions"),
+        ("from volpatch import functions", "line 1: ops may not import volpatch.functions"),
+        ("from volpatch import __version__", "line 1: volpatch.__version__ is not a module"),
+        ("import volpatch", "line 1: volpatch is not a module"),
+        ("from volpatch import *", "line 1: volpatch.* is not a module"),
+    ],
+)
+def test_the_order_is_enforced(source, line):
+    (wrong,) = out_of_order("volpatch.ops.filters", imports(source, "volpatch.ops.filters"))
+    assert wrong.startswith(line)
+
+
+def test_the_order_lets_earlier_rooms_through():
+    source = "from volpatch.errors import SettingError\nfrom volpatch.ops import get\nimport json"
+    assert out_of_order("volpatch.functions", imports(source, "volpatch.functions")) == []
+
+
+def test_a_relative_import_in_a_package_is_its_own():
+    (found,) = imports("from .filters import gaussian", "volpatch.ops", package=True)
+    assert found.name == "volpatch.ops.filters"
+
+
+def test_circles_are_seen():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+    assert circle({"a": {"b", "numpy"}, "b": set()}) == []
+
+
+def test_imports_that_wait_are_told_from_those_that_do_not():
+    source = "if TYPE_CHECKING:\n    import torch\ntry:\n    import scipy\nexcept E: pass"
+    assert [(i.name, i.late) for i in imports(source, "m")] == [("torch", True), ("scipy", False)]

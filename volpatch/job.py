@@ -1,0 +1,150 @@
+"""A job as a file: what `plan -o job.json` saves and `run job.json` repeats exactly.
+
+A job holds words, not objects: paths, names of functions, numbers. Every choice of the
+planner is spelled out in it, so that the same regions come out on another machine. It
+names code that will be imported, and is to be trusted like a script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from volpatch.api import Function, as_source, run
+from volpatch.errors import SettingError, SourceError
+from volpatch.functions import FunctionSpec
+from volpatch.options import JobOptions, check_names
+from volpatch.planner import Plan
+from volpatch.runner import RunReport
+
+FORMAT = 1
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as plain lists, texts and numbers, with its figures beside them.
+
+    Raises
+    ------
+    SettingError
+        If the plan holds functions that have no name to be saved under.
+    """
+    recipe, grid, layout = plan.recipe, plan.recipe.grid, plan.layout
+
+    def named(values: Any) -> dict[str, Any] | None:
+        return None if values is None else dict(zip(layout.patched_dims, values, strict=True))
+
+    for window in recipe.windows:
+        if not isinstance(window, str):
+            raise SettingError("a plan with a window function cannot be saved; name a window")
+    bounds = zip(layout.dims, plan.roi.start, plan.roi.stop, strict=True)
+    options: JobOptions = {
+        "patch": named(grid.patch),
+        "stride": named(grid.stride),
+        "edge": named(grid.edge),  # type: ignore[typeddict-item]
+        "offset": named(grid.offset) or 0,
+        "window": named(recipe.windows) or "hann",
+        "batch_size": recipe.batch_size,
+        "dtype": None if recipe.dtype is None else str(recipe.dtype),
+        "out_channels": plan.words["options"].get("out_channels"),
+        "input_dtype": str(recipe.input_dtype),
+        "fill": recipe.fill,
+        "pad_mode": recipe.pad_mode,
+        "pad_value": recipe.pad_value,
+        "channel_axis": None if layout.channel is None else layout.dims[layout.channel],
+        "roi": ",".join(f"{d}={a}:{b}" for d, a, b in bounds),
+        "chunks": named(plan.chunks),
+        "shards": named(plan.shards),
+        "codec": plan.words["options"].get("codec", "zstd"),
+        "region": named(plan.region),
+        "memory_limit": plan.memory_limit,
+        "func_memory": plan.func_memory,
+        "workers": plan.workers,
+        "backend": plan.backend,
+        "calls": plan.calls,
+    }
+    return {
+        "volpatch_job": FORMAT,
+        "source": plan.source.path,
+        "level": plan.source.level,
+        "source_shape": list(plan.source.shape),
+        "source_dtype": plan.source.dtype,
+        "target": plan.target,
+        "function": _function_json(plan.words.get("function"), "func"),
+        "finalize": _function_json(plan.words.get("finalize"), "finalize"),
+        "options": options,
+        "figures": plan.to_json(),
+    }
+
+
+def _function_json(function: Any, what: str) -> dict[str, object] | None:
+    if function is None:
+        return None
+    if not isinstance(function, FunctionSpec):
+        raise SettingError(
+            f"{what} cannot be saved with a plan as an object; give its name: 'module:function'"
+        )
+    return function.to_json()
+
+
+def save(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write a plan as a job file."""
+    text = json.dumps(to_json(plan), indent=2) + "\n"
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"the job file {os.fspath(path)!r} cannot be written: {error}") from None
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and check a job file."""
+    name = os.fspath(path)
+    try:
+        job = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingError(f"{name!r} is no readable job file: {error}") from None
+    if not isinstance(job, Mapping) or job.get("volpatch_job") != FORMAT:
+        raise SettingError(
+            f"{name!r} is no job file of this volpatch; `volpatch plan … -o {name}` makes one"
+        )
+    check_names(job["options"], JobOptions)
+    return dict(job)
+
+
+def run_job(
+    job: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    target: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: str = "none",
+    announce: Callable[[Plan], None] = lambda plan: None,
+) -> RunReport:
+    """Run a job that was saved; the source must still be what was planned for."""
+    job = load(job) if isinstance(job, str | os.PathLike) else job
+    source = as_source(job["source"], job["level"])
+    planned = (tuple(job["source_shape"]), job["source_dtype"])
+    if (source.shape, str(source.dtype)) != planned:
+        raise SourceError(
+            f"{source.path} is now {source.shape} {source.dtype}, but the job was planned for "
+            f"{planned[0]} {planned[1]}; plan again"
+        )
+    if job["function"] is None:
+        raise SettingError("the job names no function; plan again with --apply or --factory")
+    place = target or job["target"]
+    if place is None:
+        raise SettingError("the job names no target; plan again with one")
+    function: Function = FunctionSpec.from_json(job["function"])
+    finalize = None if job["finalize"] is None else FunctionSpec.from_json(job["finalize"])
+    options: JobOptions = job["options"]
+    return run(
+        function,
+        source,
+        place,
+        finalize=finalize,
+        overwrite=overwrite,
+        progress=progress,
+        announce=announce,
+        **options,
+    )

@@ -1,0 +1,557 @@
+"""A plan: which regions there are, what each costs, and what it takes in memory.
+
+Everything is arithmetic on per-axis numbers, so the plan of 10^15 voxels is as quick and
+as small as that of ten: task i's box is computed when it is asked for, no list exists.
+
+    |<-------------- volume, or roi -------------->|
+    |---- region 0 ----|---- region 1 ----|- 2 ----|     edges: multiples of the write unit,
+    |unit|unit|unit|...                                  and of the stride where possible
+               <- halo ->                                patches over an edge are computed twice
+
+Streaming makes memory independent of a region's length along the first axis, so regions
+are long there and as wide across as the memory limit allows: that is where patches that
+are computed twice are saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from volpatch.errors import MemoryLimitError, SettingError
+from volpatch.forms import show_bytes
+from volpatch.geometry import AxisGrid, Box
+from volpatch.layout import Layout
+from volpatch.recipe import Recipe
+
+# an interpreter with everything imported and compiled; measured, see the tests on memory
+INTERPRETER_BYTES = 260 * 2**20
+# stored chunks that one reader keeps on their way from the store to the ring
+CHUNKS_IN_FLIGHT = 4
+# encoded and raw copies of one chunk on its way out
+ENCODE_COPIES = 3
+# until a trial has measured it, a function is taken to need this many times its batch
+FUNCTION_COPIES = 4
+# what decoding a voxel costs, in visits of a voxel by a patch
+DECODE_COST = 2
+BACKENDS = ("threads", "processes")
+MAX_FACES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What planning has to know of a source; all axes in their canonical order."""
+
+    path: str
+    level: int
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+
+    @property
+    def read_unit(self) -> tuple[int, ...]:
+        """What is fetched as one object: the shard, else the chunk."""
+        return self.shards or self.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class AxisPieces:
+    """One axis of the output, cut into region edges.
+
+    >>> AxisPieces(start=0, stop=100, edge=32).pieces
+    4
+    """
+
+    start: int
+    stop: int
+    edge: int
+
+    @property
+    def pieces(self) -> int:
+        return -(-(self.stop - self.start) // self.edge)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        first = self.start + number * self.edge
+        return first, min(first + self.edge, self.stop)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return map(self.bounds, range(self.pieces))
+
+    def typical(self) -> Iterator[tuple[int, int]]:
+        """Pieces from both ends and the middle: the largest is among them."""
+        n = self.pieces
+        return map(self.bounds, sorted({0, min(1, n - 1), n // 2, max(0, n - 2), n - 1}))
+
+
+def needed(axis: AxisGrid, crop: bool, start: int, stop: int) -> range:
+    """Numbers of the patches that give a value to a voxel of [start, stop)."""
+    return axis.owning(start, stop) if crop else axis.touching(start, stop)
+
+
+def _reach(axis: AxisGrid, crop: bool, start: int, stop: int) -> tuple[int, int]:
+    """Voxels [start, stop) that are read for the patches of a piece; may hang over."""
+    numbers = needed(axis, crop, start, stop)
+    if not numbers:
+        return start, start
+    return axis.start(numbers[0]), axis.start(numbers[-1]) + axis.patch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one run is laid out. Made by `volpatch.plan`; see its attributes and `print(plan)`.
+
+    Attributes
+    ----------
+    region : extent of a region along the patched axes, in voxels.
+    read_layer : planes that are read at once along the first patched axis.
+    chunks, shards : of the output along the patched axes.
+    memory_limit, func_memory : bytes, in all and of one running call (None: not known yet).
+    resident : bytes that a worker's interpreter was seen to hold; 0 before a trial.
+    words : the arguments that the plan was made of.
+    """
+
+    source: Volume
+    target: str | None
+    layout: Layout
+    recipe: Recipe
+    roi: Box
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    region: tuple[int, ...]
+    read_layer: int
+    workers: int
+    backend: str
+    memory_limit: int
+    func_memory: int | None = None
+    calls: int | None = None
+    free_disk: int | None = None
+    resident: int = 0
+    words: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    # -- regions ---------------------------------------------------------------------
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """The write unit along the patched axes."""
+        return self.shards or self.chunks
+
+    @property
+    def lead_counts(self) -> tuple[int, ...]:
+        return tuple(self.roi.stop[i] - self.roi.start[i] for i in self.layout.lead)
+
+    @property
+    def box(self) -> Box:
+        """The part of the patched axes that is computed."""
+        return Box(
+            self.layout.pick(self.roi.start, self.layout.patched),
+            self.layout.pick(self.roi.stop, self.layout.patched),
+        )
+
+    @property
+    def axes(self) -> tuple[AxisPieces, ...]:
+        box = self.box
+        return tuple(map(AxisPieces, box.start, box.stop, self.region))
+
+    @property
+    def lattice(self) -> tuple[int, ...]:
+        """Number of regions, per leading axis and patched axis."""
+        return (*self.lead_counts, *(a.pieces for a in self.axes))
+
+    @property
+    def n_regions(self) -> int:
+        return math.prod(self.lattice)
+
+    def region_box(self, number: int) -> tuple[tuple[int, ...], Box]:
+        """Indices along the leading axes, and voxels along the patched ones, of a region."""
+        place: list[int] = []
+        for count in reversed(self.lattice):
+            number, i = divmod(number, count)
+            place.append(i)
+        place.reverse()
+        n = len(self.layout.lead)
+        lead = tuple(
+            self.roi.start[axis] + i for axis, i in zip(self.layout.lead, place[:n], strict=True)
+        )
+        bounds = [a.bounds(i) for a, i in zip(self.axes, place[n:], strict=True)]
+        return lead, Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+
+    # -- work --------------------------------------------------------------------------
+
+    def _patches(self, pieces: Sequence[AxisPieces]) -> int:
+        crop = self.recipe.crop
+        return math.prod(self.lead_counts) * math.prod(
+            sum(len(needed(axis, crop, a, b)) for a, b in piece)
+            for axis, piece in zip(self.recipe.grid.axes, pieces, strict=True)
+        )
+
+    @property
+    def patches_owned(self) -> int:
+        """Patches that the output needs, each counted once."""
+        whole = [AxisPieces(a, b, max(1, b - a)) for a, b in zip(*self._ends, strict=True)]
+        return self._patches(whole)
+
+    @property
+    def _ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.box.start, self.box.stop
+
+    @property
+    def patches_computed(self) -> int:
+        """Patches in all regions together; those over a region's edge count twice."""
+        return self._patches(self.axes)
+
+    @property
+    def redundancy(self) -> float:
+        """Patches computed for each patch that is needed."""
+        return self.patches_computed / max(1, self.patches_owned)
+
+    @property
+    def calls_per_voxel(self) -> float:
+        """Times the function sees a voxel, far from borders: 8.0 at half overlap in 3-D."""
+        return self.recipe.grid.visits_per_voxel
+
+    @property
+    def _channels_in(self) -> int:
+        return self.recipe.channels_in or 1
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of decoded chunks in all regions together."""
+        chunks = self.layout.pick(self.source.chunks, self.layout.patched)
+        voxels = math.prod(self.lead_counts) * self._channels_in
+        for number, (axis, piece, chunk) in enumerate(
+            zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
+        ):
+            again = max(1, chunk // self.read_layer) if number == 0 else 1
+            voxels *= again * sum(
+                _aligned(*_reach(axis, self.recipe.crop, a, b), chunk, axis.size) for a, b in piece
+            )
+        return voxels * self.recipe.source_dtype.itemsize
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of the source under the patches, each voxel counted once."""
+        voxels = math.prod(self.lead_counts) * self._channels_in
+        for axis, start, stop in zip(self.recipe.grid.axes, *self._ends, strict=True):
+            first, last = _reach(axis, self.recipe.crop, start, stop)
+            voxels *= min(last, axis.size) - first
+        return voxels * self.recipe.source_dtype.itemsize
+
+    @property
+    def read_amplification(self) -> float:
+        """Bytes decoded for each byte that is needed."""
+        return self.bytes_read / max(1, self.bytes_needed)
+
+    # -- output ------------------------------------------------------------------------
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """(lead..., channels, patched...) of the output."""
+        channels = self.recipe.out_channels
+        return (
+            *self.lead_counts,
+            *(() if channels is None else (channels,)),
+            *self.box.shape,
+        )
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the output before compression."""
+        return math.prod(self.out_shape) * self.recipe.out_dtype.itemsize
+
+    # -- memory ------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that one worker needs at its peak, term by term."""
+        recipe, patch = self.recipe, self.recipe.grid.patch
+        face = math.prod(_largest_pieces(self.axes[1:]))
+        reach = [
+            max(b - a for a, b in (_reach(axis, recipe.crop, *ends) for ends in piece.typical()))
+            for axis, piece in zip(recipe.grid.axes, self.axes, strict=True)
+        ]
+        planes = min(reach[0], patch[0] + self.read_layer - 1)
+        batch = (recipe.batch_size or 1) * math.prod(patch)
+        acc_planes = min(patch[0], self.region[0])
+        channels, final = recipe.channels_out or 1, recipe.out_channels or 1
+        source = recipe.source_dtype.itemsize
+        ring = recipe.input_dtype.itemsize if recipe.halves else source
+        result = channels * batch * recipe.known_result.itemsize
+        given = self._channels_in * batch * recipe.input_dtype.itemsize
+        layer = min(self.chunks[0], self.region[0])
+        out = recipe.out_dtype.itemsize
+        terms = {
+            "input ring": self._channels_in * planes * math.prod(reach[1:]) * ring,
+            "stored chunks being read": CHUNKS_IN_FLIGHT
+            * math.prod(self.source.read_unit)
+            * source,
+            "batch and its result": given + 2 * result,
+            "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
+            "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
+            "finished layer": final * layer * face * out,
+            "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
+            "shares": sum(
+                len(needed(a, recipe.crop, *next(iter(p)))) * (a.patch + 3) * 8
+                for a, p in zip(recipe.grid.axes, self.axes, strict=True)
+            ),
+        }
+        if recipe.finalizes:
+            blended = channels * recipe.blended_dtype.itemsize + final * out
+            terms["finalize"] = 2 * min(layer, acc_planes) * face * blended
+        return terms
+
+    @property
+    def peak_per_worker(self) -> int:
+        """Bytes that one worker needs at its peak, without its interpreter."""
+        return sum(self.memory.values())
+
+    @property
+    def running(self) -> int:
+        """Workers that have something to do."""
+        return max(1, min(self.workers, self.n_regions))
+
+    @property
+    def interpreters(self) -> int:
+        return 1 if self.backend == "threads" else 1 + self.running
+
+    @property
+    def interpreter(self) -> int:
+        """Bytes of one interpreter, with what it has imported and compiled."""
+        return max(INTERPRETER_BYTES, self.resident)
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the whole run needs at its peak, interpreters included."""
+        return self.interpreters * self.interpreter + self.running * self.peak_per_worker
+
+    # -- text --------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return self.explain(short=True)
+
+    def explain(self, *, short: bool = False) -> str:
+        """The plan for people; `short` leaves out the memory terms."""
+        grid, recipe = self.recipe.grid, self.recipe
+        known = "" if recipe.complete else " (dtype assumed; the run asks the function)"
+        disk = "" if self.free_disk is None else f", {show_bytes(self.free_disk)} free on disk"
+        halo = tuple(p - s for p, s in zip(grid.patch, grid.stride, strict=True))
+        lines = [
+            f"source    {self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
+            f"{self.source.dtype}, chunks {self.source.chunks}",
+            f"output    {self.target or 'not named'}: {_times(self.out_shape)} {recipe.out_dtype}"
+            f"{known}, {show_bytes(self.bytes_written)}{disk}",
+            f"          chunks {self.chunks}, shards {self.shards or 'none'}",
+            f"patches   {grid.patch}, stride {grid.stride}, window {_windows(recipe)}, "
+            f"edge {'/'.join(dict.fromkeys(grid.edge))}",
+            f"          {self.patches_owned:,} needed, {self.patches_computed:,} computed: "
+            f"redundancy {self.redundancy:.2f}; {self.calls_per_voxel:.1f} calls per voxel",
+            f"regions   {self.n_regions:,} of {_times(self.region)}, halo {_times(halo)}; "
+            f"{self.running} of {self.workers} {self.backend}",
+            f"traffic   reads {show_bytes(self.bytes_read)} (x{self.read_amplification:.2f}), "
+            f"writes {show_bytes(self.bytes_written)} before compression",
+            f"memory    {show_bytes(self.peak)} at the peak, under the limit of "
+            f"{show_bytes(self.memory_limit)}: {self.running} x {show_bytes(self.peak_per_worker)} "
+            f"+ {self.interpreters} x {show_bytes(self.interpreter)} interpreter",
+        ]
+        if not short:
+            for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
+                note = " (assumed)" if term == "function" and self.func_memory is None else ""
+                lines.append(f"          {show_bytes(number):>10}  {term}{note}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the plan, for programs."""
+        return {
+            "regions": self.n_regions,
+            "region": list(self.region),
+            "workers": self.running,
+            "backend": self.backend,
+            "patches_needed": self.patches_owned,
+            "patches_computed": self.patches_computed,
+            "redundancy": self.redundancy,
+            "calls_per_voxel": self.calls_per_voxel,
+            "bytes_read": self.bytes_read,
+            "read_amplification": self.read_amplification,
+            "bytes_written": self.bytes_written,
+            "free_disk_bytes": self.free_disk,
+            "output_shape": list(self.out_shape),
+            "output_dtype": str(self.recipe.out_dtype) if self.recipe.complete else None,
+            "peak_bytes": self.peak,
+            "peak_bytes_per_worker": self.peak_per_worker,
+            "memory_bytes_per_worker": self.memory,
+            "interpreter_bytes": self.interpreters * self.interpreter,
+            "memory_limit_bytes": self.memory_limit,
+        }
+
+
+def _aligned(start: int, stop: int, chunk: int, size: int) -> int:
+    """Voxels of the chunks that [start, stop) lies in."""
+    stop = min(stop, size)
+    return max(0, min(size, -(-stop // chunk) * chunk) - start // chunk * chunk)
+
+
+def _largest_pieces(pieces: Sequence[AxisPieces]) -> list[int]:
+    return [min(p.edge, p.stop - p.start) for p in pieces]
+
+
+def _sizes(dims: Sequence[str], shape: Sequence[int]) -> str:
+    return " ".join(f"{d}={n}" for d, n in zip(dims, shape, strict=True))
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _windows(recipe: Recipe) -> str:
+    names = (w if isinstance(w, str) else getattr(w, "__name__", "custom") for w in recipe.windows)
+    return "/".join(dict.fromkeys(names))
+
+
+# -- choosing regions ----------------------------------------------------------------------
+
+
+def fit(draft: Plan, *, region: Sequence[int] | None, fewer_workers: bool) -> Plan:
+    """The draft with the regions, read layer and number of workers that suit it best.
+
+    Parameters
+    ----------
+    draft : a plan whose `region`, `read_layer` are still to be chosen.
+    region : fixed by the user; only checked then.
+    fewer_workers : whether workers may be dropped where all of them do not fit.
+
+    Raises
+    ------
+    MemoryLimitError
+        If no region fits under the memory limit; names the largest term and a way out.
+    SettingError
+        If `region` is no multiple of the write unit.
+    """
+    if region is not None:
+        _check_region(draft, region)
+    counts = range(draft.workers, 0, -1) if fewer_workers else [draft.workers]
+    for workers in counts:
+        best = _best(replace(draft, workers=workers), region)
+        if best is not None:
+            return best
+    raise _nothing_fits(draft, region)
+
+
+def _check_region(draft: Plan, region: Sequence[int]) -> None:
+    for name, edge, unit, size in zip(
+        draft.layout.patched_dims, region, draft.unit, draft.box.shape, strict=True
+    ):
+        if edge < 1 or (edge % unit and edge < size):
+            raise SettingError(
+                f"region {edge} on {name} is no multiple of the write unit {unit}: two regions "
+                f"would write one object; choose {max(unit, edge // unit * unit)}, or other chunks"
+            )
+
+
+def _read_layers(draft: Plan) -> list[int]:
+    """Layers to read in: whole chunks first, then parts of them where chunks are thick."""
+    chunk = draft.layout.pick(draft.source.read_unit, draft.layout.patched)[0]
+    stride = draft.recipe.grid.stride[0]
+    if chunk < stride:  # pages of a stack: several at once
+        return [chunk * max(1, min(stride, 32) // chunk)]
+    layers = [chunk]
+    while layers[-1] // 2 >= max(stride, 1):
+        layers.append(layers[-1] // 2)
+    return layers
+
+
+def _steps(draft: Plan) -> list[int]:
+    """What region edges are multiples of: the write unit, and the stride where it can be had."""
+    steps = []
+    for unit, stride, size in zip(
+        draft.unit, draft.recipe.grid.stride, draft.box.shape, strict=True
+    ):
+        both = math.lcm(unit, stride)
+        steps.append(both if both <= max(unit, size // 2) else unit)
+    return steps
+
+
+def _edges(size: int, step: int) -> list[int]:
+    """Region edges worth trying on an axis: even cuts into 1, 2, 3, … pieces."""
+    most = -(-size // step)
+    edges, pieces = [], 1
+    while pieces <= most:
+        edge = -(-most // pieces)
+        edges.append(edge * step)
+        # the next number of pieces that makes them smaller
+        pieces = -(-most // (edge - 1)) if edge > 1 else most + 1
+    return edges
+
+
+def _candidates(draft: Plan, region: Sequence[int] | None) -> Iterator[tuple[int, ...]]:
+    if region is not None:
+        yield tuple(region)
+        return
+    edges = [_edges(n, s) for n, s in zip(draft.box.shape, _steps(draft), strict=True)]
+    # more pieces along the streamed axis than keep all workers busy only cost patches
+    edges[0] = [e for e in edges[0] if -(-draft.box.shape[0] // e) <= 4 * draft.workers]
+    while math.prod(len(e) for e in edges) > MAX_FACES:
+        longest = max(range(len(edges)), key=lambda i: len(edges[i]))
+        edges[longest] = [*edges[longest][:-1:2], edges[longest][-1]]
+    yield from itertools.product(*edges)
+
+
+def _cost(plan: Plan) -> float:
+    """Time of a run, in visits of a voxel: waves of regions times what the largest takes."""
+    recipe = plan.recipe
+    visits = decoded = 1
+    chunks = plan.layout.pick(plan.source.chunks, plan.layout.patched)
+    for axis, piece, chunk in zip(recipe.grid.axes, plan.axes, chunks, strict=True):
+        ends = list(piece.typical())
+        visits *= axis.patch * max(len(needed(axis, recipe.crop, *e)) for e in ends)
+        decoded *= max(_aligned(*_reach(axis, recipe.crop, *e), chunk, axis.size) for e in ends)
+    decoded *= max(1, chunks[0] // plan.read_layer)
+    waves = -(-plan.n_regions // plan.workers)
+    return float(waves * (visits + DECODE_COST * decoded))
+
+
+def _best(draft: Plan, region: Sequence[int] | None) -> Plan | None:
+    """The cheapest plan that fits; longer and fewer regions where it makes no difference."""
+    best: Plan | None = None
+    lowest = math.inf
+    for layer, edges in itertools.product(_read_layers(draft), _candidates(draft, region)):
+        plan = replace(draft, region=edges, read_layer=layer)
+        if plan.peak > plan.memory_limit:
+            continue
+        cost = _cost(plan)
+        if cost < lowest * 0.999:
+            best, lowest = plan, cost
+    return best
+
+
+def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError:
+    """The smallest plan there is, what dominates it, and settings that would fit."""
+    smallest = replace(
+        draft,
+        region=tuple(region or map(min, draft.unit, draft.box.shape)),
+        read_layer=_read_layers(draft)[-1],
+    )
+    terms = {"interpreters": smallest.interpreters * smallest.interpreter}
+    terms.update({k: smallest.running * v for k, v in smallest.memory.items()})
+    name, size = max(terms.items(), key=lambda item: item[1])
+    ways = []
+    if smallest.running > 1:
+        alone = replace(smallest, workers=1)
+        if alone.peak <= draft.memory_limit:
+            ways.append("workers=1")
+    if name == "batch and its result" and (draft.recipe.batch_size or 1) > 1:
+        ways.append("a smaller batch_size")
+    elif name in ("accumulator", "input ring", "finished layer"):
+        ways.append("smaller chunks" if region is None else "a smaller region")
+        ways.append("a smaller patch")
+    ways.append(f"memory_limit='{-(-smallest.peak // 2**20)}MiB'")
+    what = "the region" if region else "even the smallest region,"
+    return MemoryLimitError(
+        f"{what} {_times(smallest.region)}, needs {show_bytes(smallest.peak)} with "
+        f"{smallest.running} workers, over the limit of {show_bytes(draft.memory_limit)}; the "
+        f"largest part is {name} with {show_bytes(size)}. Choose {' or '.join(ways)}"
+    )

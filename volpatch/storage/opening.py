@@ -1,0 +1,150 @@
+"""Open a volume: find out of which kind it is, and give it the face that all kinds share."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from volpatch.errors import SettingError, SourceError
+from volpatch.storage import tiff_source, zarr_source
+from volpatch.storage.source import SPATIAL, Source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_DASK_CHUNK_BYTES = 64 * 2**20
+_ENCODING_KEY = "volpatch_source"
+
+
+def open_source(path: str | os.PathLike[str], *, level: int = 0) -> Source:
+    """Look at a volume on disk without reading any of its voxels.
+
+    Parameters
+    ----------
+    path : path-like
+        A Zarr array, an OME-Zarr image, a TIFF file or a folder of TIFF slices.
+    level : int
+        Which resolution, where there are several; 0 is the finest.
+
+    Raises
+    ------
+    SourceError
+        When there is no such volume, it is damaged, or of another kind.
+    """
+    given = os.fspath(path)
+    if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        raise SettingError(f"level must be a whole number from 0, got {level!r}")
+    if "://" in given or "::" in given:
+        raise SourceError(f"{given!r} is a URL; volpatch reads local paths: copy or mount it")
+    if not given or "\0" in given or not os.path.exists(given):
+        raise SourceError(f"no such volume: {given!r} (looked for in {os.getcwd()!r})")
+    return _open_existing(os.path.abspath(given), level)
+
+
+def _open_existing(path: str, level: int) -> Source:
+    try:
+        if os.path.isdir(path):
+            if zarr_source.is_zarr(path):
+                return zarr_source.open_zarr(path, level=level)
+            return tiff_source.open_folder(path, level=level)
+        if os.path.isfile(path) and path.lower().endswith(tiff_source.SUFFIXES):
+            return tiff_source.open_tiff(path, level=level)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    raise SourceError(
+        f"{path} is not a kind volpatch reads "
+        f"(Zarr, OME-Zarr, TIFF stack, folder of TIFF slices); convert it to one of them"
+    )
+
+
+def open_volume(path: str | os.PathLike[str], *, level: int = 0) -> xr.DataArray:
+    """Open a volume on disk as a lazy, dask-backed DataArray with physical coordinates.
+
+    Parameters
+    ----------
+    path, level
+        As in `open_source`.
+
+    Returns
+    -------
+    DataArray
+        Coordinates z, y, x hold positions (their unit in `attrs["units"]`), c the channel
+        names, where known. Nothing but metadata is read before it is computed.
+    """
+    import dask.array as da
+    import xarray as xr
+    from dask.base import tokenize
+
+    source = open_source(path, level=level)
+    data = da.from_array(  # type: ignore[no-untyped-call]
+        source,
+        chunks=dask_chunks(source),
+        name=f"{source.name}-{tokenize(source)}",
+        lock=False,
+        asarray=False,
+        fancy=False,
+        meta=np.empty((0,) * source.ndim, source.dtype),
+    )
+    volume = xr.DataArray(
+        data,
+        dims=source.dims,
+        coords=_coordinates(source),
+        name=source.name,
+        attrs=dict(source.attributes),
+    )
+    volume.encoding[_ENCODING_KEY] = (source, data.name)
+    return volume
+
+
+def source_of(volume: xr.DataArray) -> Source | None:
+    """The Source behind what `open_volume` returned; None once it was sliced or computed with."""
+    kept = volume.encoding.get(_ENCODING_KEY)
+    if kept is None or volume.chunks is None:
+        return None
+    source, name = kept
+    untouched = getattr(volume.data, "name", None) == name and volume.dims == source.dims
+    return source if untouched and isinstance(source, Source) else None
+
+
+def _coordinates(source: Source) -> dict[str, Any]:
+    coordinates: dict[str, Any] = {}
+    for axis, dim in enumerate(source.dims):
+        if dim in SPATIAL:
+            values = source.origin[axis] + source.spacing[axis] * np.arange(source.shape[axis])
+            unit = source.units[axis]
+            coordinates[dim] = (dim, values, {} if unit is None else {"units": unit})
+        elif dim == "c" and source.channel_names is not None:
+            coordinates[dim] = (dim, list(source.channel_names))
+    return coordinates
+
+
+def dask_chunks(source: Source) -> tuple[int, ...]:
+    """Multiples of a shard (or chunk) of about 64 MiB, as near to a cube as can be."""
+    unit = source.shards or source.chunks
+    chunks = [min(edge, size) for edge, size in zip(unit, source.shape, strict=True)]
+    bytes_now = math.prod(chunks) * source.dtype.itemsize
+    while True:
+        growing = [
+            axis
+            for axis, dim in enumerate(source.dims)
+            if dim in SPATIAL and chunks[axis] < source.shape[axis]
+        ]
+        if not growing or bytes_now * 2 > _DASK_CHUNK_BYTES:
+            return tuple(chunks)
+        axis = min(growing, key=chunks.__getitem__)
+        chunks[axis] = min(chunks[axis] * 2, source.shape[axis])
+        bytes_now = math.prod(chunks) * source.dtype.itemsize
+
+
+@contextmanager
+def reading_limits(chunks_in_flight: int) -> Iterator[None]:
+    """Bound how many stored chunks each reader keeps in memory while inside."""
+    import zarr
+
+    with zarr.config.set({"async.concurrency": chunks_in_flight}):
+        yield

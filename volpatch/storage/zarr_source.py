@@ -1,0 +1,479 @@
+"""Zarr arrays (v2, v3, sharded) and OME-Zarr images as sources.
+
+The JSON is read here before zarr-python sees it, so that a damaged file, a codec that could run
+code or a chunk of terabytes is refused with a sentence, and a group is told from an array without
+listing chunks.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer.cpu import NDBuffer
+
+from volpatch.errors import SourceError
+from volpatch.storage import ome
+from volpatch.storage.source import SPATIAL, Layout, Source, axis_names, check_dtype, make_source
+
+_MAX_JSON_BYTES = 16 * 2**20
+_MAX_CHUNK_BYTES = 2**40
+_LISTED = 10
+# Those that only move numbers: pickle, json2 and the like would build objects from the file.
+_CODECS = frozenset(
+    {
+        *("bytes", "endian", "transpose", "sharding_indexed", "crc32c", "crc32"),
+        *("adler32", "fletcher32", "jenkins_lookup3", "blosc", "zstd", "gzip"),
+        *("zlib", "bz2", "lz4", "lzma", "shuffle", "delta"),
+        *("fixedscaleoffset", "scale_offset", "quantize", "bitround", "astype", "cast_value"),
+        *("packbits", "pcodec", "zfpy"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Zarr group or array as its JSON describes it."""
+
+    path: str
+    version: int
+    is_array: bool
+    content: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+
+    @property
+    def metadata_path(self) -> str:
+        """The file that says what this is."""
+        names = {(2, True): ".zarray", (2, False): ".zgroup"}
+        return os.path.join(self.path, names.get((self.version, self.is_array), "zarr.json"))
+
+
+@dataclass(frozen=True)
+class ZarrReader:
+    """Reads one array; `stamp` keeps a store that was replaced apart from the one before it."""
+
+    path: str
+    metadata_path: str
+    version: int
+    stamp: tuple[int, int]
+
+    def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
+        """Fill `out`; a chunk that cannot be decoded is named."""
+        array = _opened(self)
+        if not os.path.exists(self.metadata_path):  # else each chunk would be "missing": zeros
+            raise SourceError(f"{self.path} was there when it was opened, and is gone")
+        try:
+            _fill(array, self, selection, out)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _culprit(array, self, selection, error) from error
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(reader: ZarrReader) -> zarr.Array[Any]:
+    version: Any = reader.version
+    return zarr.open_array(reader.path, mode="r", zarr_format=version)
+
+
+def _fill(
+    array: zarr.Array[Any],
+    reader: ZarrReader,
+    selection: tuple[slice, ...],
+    out: NDArray[Any],
+) -> None:
+    if _ends_in_blosc(array):
+        for _, key in _touched(array, selection):
+            _check_blosc(os.path.join(reader.path, key))
+    array.get_basic_selection(selection, out=NDBuffer.from_numpy_array(out))
+
+
+def _culprit(
+    array: zarr.Array[Any],
+    reader: ZarrReader,
+    selection: tuple[slice, ...],
+    error: Exception,
+) -> SourceError:
+    """What to raise after a failed read: read again, file by file, to find the bad one."""
+    for box, key in _touched(array, selection):
+        part = np.empty([one.stop - one.start for one in box], array.dtype.newbyteorder("="))
+        try:
+            _fill(array, reader, box, part)
+        except Exception as found:
+            said = str(found) or type(found).__name__
+            return SourceError(
+                f"chunk {key} of {reader.path} is damaged: {said}; "
+                f"restore the file or the whole volume from a copy"
+            )
+    return SourceError(f"{reader.path} could not be read, then it could: {error}; try again")
+
+
+def _touched(
+    array: zarr.Array[Any], selection: Sequence[slice]
+) -> Iterator[tuple[tuple[slice, ...], str]]:
+    """The files (shards, else chunks) that a box touches: the part of the box in each, its key."""
+    edges = array.shards or array.chunks
+    spans = [
+        range(one.start // edge, -(-one.stop // edge))
+        for one, edge in zip(selection, edges, strict=True)
+    ]
+    for place in itertools.product(*spans):
+        box = tuple(
+            slice(max(one.start, index * edge), min(one.stop, (index + 1) * edge))
+            for one, index, edge in zip(selection, place, edges, strict=True)
+        )
+        yield box, array.metadata.encode_chunk_key(place)
+
+
+def _ends_in_blosc(array: zarr.Array[Any]) -> bool:
+    last = array.compressors[-1] if array.compressors else None
+    return array.shards is None and "blosc" in type(last).__name__.lower()
+
+
+def _check_blosc(path: str) -> None:
+    """Raise if a chunk is not as long as its header says: decoding it could crash Python."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(16)
+            length = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return  # not written: all fill value
+    expected = int.from_bytes(header[12:16], "little")
+    if len(header) < 16 or expected != length:
+        raise ValueError(f"it has {length} bytes, its Blosc header says {expected}")
+
+
+def is_zarr(path: str) -> bool:
+    """Whether a folder holds Zarr metadata of either version."""
+    names = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+    return any(os.path.exists(os.path.join(path, name)) for name in names)
+
+
+def open_zarr(path: str, *, level: int) -> Source:
+    """An array, or a level of an image, as a Source."""
+    node = _read_node(path)
+    if node.is_array:
+        if level:
+            raise SourceError(f"{path} is one array and has no level {level}; leave level at 0")
+        return _array_source(node, _given_by_parents(path))
+    image = ome.parse(node.attributes, path)
+    if image is None:
+        raise _no_image(node)
+    if level >= len(image.datasets):
+        raise SourceError(f"{path} has no level {level}; it has {_levels(path, image)}")
+    dataset = image.datasets[level]
+    array_path = os.path.join(path, dataset.path)
+    if not is_zarr(array_path) or not (inner := _read_node(array_path)).is_array:
+        raise SourceError(
+            f"{path} is incomplete: level {level} should be an array at {dataset.path!r}, "
+            f"and there is none; restore it or choose another level"
+        )
+    source = _array_source(inner, _OmeLevel(image, level))
+    return replace(source, path=path, level=level, name=os.path.basename(path))
+
+
+def _read_node(path: str) -> Node:
+    v3 = os.path.join(path, "zarr.json")
+    if os.path.exists(v3):
+        content = _read_json(v3)
+        kind = content.get("node_type")
+        if content.get("zarr_format") != 3 or kind not in ("array", "group"):
+            raise SourceError(
+                f"metadata of {path} is damaged or too new: zarr.json has zarr_format "
+                f"{content.get('zarr_format')!r} and node_type {kind!r}"
+            )
+        return Node(path, 3, kind == "array", content, _mapping(content.get("attributes")))
+    attributes = _read_json(os.path.join(path, ".zattrs"), missing_ok=True)
+    is_array = os.path.exists(os.path.join(path, ".zarray"))
+    name = ".zarray" if is_array else ".zgroup"
+    content = _read_json(os.path.join(path, name), missing_ok=not is_array)
+    return Node(path, 2, is_array, content, attributes)
+
+
+def _mapping(found: object) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
+
+
+def _read_json(path: str, *, missing_ok: bool = False) -> Mapping[str, Any]:
+    folder, name = os.path.split(path)
+    if missing_ok and not os.path.exists(path):
+        return {}
+    size = os.path.getsize(path)
+    why = f"{name} has {size} bytes"
+    if size <= _MAX_JSON_BYTES:
+        try:
+            with open(path, "rb") as file:
+                found = json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            why += f": {str(error)[:200]}"
+        else:
+            if isinstance(found, dict):
+                return found
+            why += f" and holds a {type(found).__name__}, not an object"
+    raise SourceError(f"metadata of {folder} is damaged ({why}); restore the file")
+
+
+@dataclass(frozen=True)
+class _OmeLevel:
+    """Axes, spacing and the rest of an array as the image it belongs to gives them."""
+
+    image: ome.Image
+    level: int
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        return self.image.names
+
+    def grid(
+        self, names: tuple[str, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str | None, ...]]:
+        dataset = self.image.datasets[self.level]
+        return dataset.scale, dataset.translation, self.image.units
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    """The same from 1-D coordinate arrays beside an array (xarray's layout), or from nothing."""
+
+    beside: str | None = None
+    shape: tuple[int, ...] = ()
+
+    def grid(
+        self, names: tuple[str, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str | None, ...]]:
+        sizes = zip(names, self.shape, strict=True)
+        steps = [_regular(self.beside, name, size) for name, size in sizes]
+        spacing, origin, units = zip(*steps, strict=True)
+        return spacing, origin, units
+
+
+def _given_by_parents(path: str) -> _OmeLevel | None:
+    """The OME image that lists the array at `path`, up to three folders above it."""
+    parent = path
+    for _ in range(3):
+        parent = os.path.dirname(parent)
+        if not is_zarr(parent):
+            return None
+        try:
+            image = ome.parse(_read_node(parent).attributes, parent)
+        except SourceError:
+            return None  # the array itself is fine, and asked for by its own name
+        inside = os.path.relpath(path, parent)
+        for level, dataset in enumerate(image.datasets if image else ()):
+            if os.path.normpath(dataset.path) == inside:
+                return _OmeLevel(image, level) if image else None
+    return None
+
+
+def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, str | None]:
+    """Spacing, origin and unit from a coordinate array; 1, 0, None where there is none."""
+    unknown = (1.0, 0.0, None)
+    path = os.path.join(folder or "", name)
+    if folder is None or name.lower() not in SPATIAL or not is_zarr(path):
+        return unknown
+    try:
+        node = _read_node(path)
+        if not node.is_array or node.content.get("shape") != [size] or size < 2:
+            return unknown
+        _check_array(node)
+        values = np.empty(size)
+        reader = _reader(node)
+        reader.read((slice(0, size),), values)
+    except SourceError:
+        return unknown
+    spacing = float(values[-1] - values[0]) / (size - 1)
+    even = np.allclose(np.diff(values), spacing, rtol=1e-3, atol=0)
+    if not even or not math.isfinite(spacing) or spacing <= 0:
+        return unknown
+    return spacing, float(values[0]), ome.normal_unit(node.attributes.get("units"))
+
+
+def _reader(node: Node) -> ZarrReader:
+    status = os.stat(node.metadata_path)
+    return ZarrReader(
+        node.path, node.metadata_path, node.version, (status.st_mtime_ns, status.st_size)
+    )
+
+
+def _array_source(node: Node, image: _OmeLevel | None) -> Source:
+    _check_array(node)
+    reader = _reader(node)
+    try:
+        array = _opened(reader)
+    except Exception as error:
+        raise SourceError(
+            f"metadata of {node.path} is damaged, or of a kind zarr cannot read: {error}"
+        ) from error
+    names: Sequence[str | None] = image.names if image else _own_names(node, array.ndim)
+    if len(names) != array.ndim:
+        raise SourceError(
+            f"metadata of {node.path} is damaged: {len(names)} axes {tuple(names)} are named, "
+            f"and the array has {array.ndim}: {array.shape}"
+        )
+    dims = axis_names(names, node.path)
+    grid = image or _Coordinates(os.path.dirname(node.path), array.shape)
+    spacing, origin, units = grid.grid(dims)
+    omero = image.image.omero if image else None
+    layout = Layout(
+        names=dims,
+        shape=array.shape,
+        chunks=array.chunks,
+        shards=array.shards,
+        spacing=spacing,
+        origin=origin,
+        units=units,
+    )
+    return make_source(
+        node.path,
+        level=0,
+        layout=layout,
+        dtype=array.dtype,
+        reader=reader,
+        channel_names=image.image.channel_names if image else None,
+        attributes={} if omero is None else {"omero": dict(omero)},
+    )
+
+
+def _own_names(node: Node, ndim: int) -> tuple[str | None, ...]:
+    found = node.content.get("dimension_names")
+    if node.version == 2:
+        found = node.attributes.get("_ARRAY_DIMENSIONS")
+    named = isinstance(found, list) and len(found) == ndim
+    if not named or not all(isinstance(name, str) for name in found or ()):
+        return (None,) * ndim
+    return tuple(found or ())
+
+
+def _check_array(node: Node) -> None:
+    """Refuse what must not reach zarr: objects, unknown codecs, impossible shapes."""
+    content = node.content
+    dtype = _dtype(content.get("dtype" if node.version == 2 else "data_type"))
+    check_dtype(dtype, node.path)
+    for name in _codec_names(node):
+        plain = name.lower().removeprefix("numcodecs.")
+        if plain not in _CODECS and not plain.startswith("imagecodecs_"):
+            raise SourceError(
+                f"{node.path} is compressed with {name!r}, which volpatch does not read; "
+                f"write it again with zstd, gzip, lz4 or blosc"
+            )
+    shape = content.get("shape")
+    if not _are_sizes(shape, least=0) or math.prod(shape or ()) > 2**62:
+        raise SourceError(f"metadata of {node.path} is damaged: its shape is {shape!r}")
+    for chunk in _chunk_shapes(node):
+        if not _are_sizes(chunk, least=1) or len(chunk) != len(shape or ()):
+            raise SourceError(
+                f"metadata of {node.path} is damaged: chunks of {chunk!r} in a shape of {shape!r}"
+            )
+        if math.prod(chunk) * np.dtype(dtype).itemsize > _MAX_CHUNK_BYTES:
+            raise SourceError(
+                f"{node.path} has chunks of {chunk} voxels, too big to be decoded; "
+                f"write it again with smaller ones"
+            )
+
+
+def _dtype(found: object) -> np.dtype[Any] | str:
+    if not isinstance(found, str):
+        return repr(found)
+    try:
+        return np.dtype(found)
+    except TypeError:
+        return found
+
+
+def _are_sizes(found: object, *, least: int) -> bool:
+    if not isinstance(found, list):
+        return False
+    return all(type(size) is int and size >= least for size in found)
+
+
+def _chunk_shapes(node: Node) -> list[Any]:
+    if node.version == 2:
+        return [node.content.get("chunks")]
+    grid = _mapping(node.content.get("chunk_grid"))
+    if grid.get("name", "regular") != "regular":
+        raise SourceError(
+            f"{node.path} has chunks of varying size ({grid.get('name')!r}), which volpatch "
+            f"does not read; write it again with a regular grid"
+        )
+    shapes = [_mapping(grid.get("configuration")).get("chunk_shape")]
+    shapes += [
+        _mapping(codec.get("configuration")).get("chunk_shape")
+        for codec in _walk_codecs(node.content.get("codecs"))
+        if codec.get("name") == "sharding_indexed"
+    ]
+    return shapes
+
+
+def _walk_codecs(found: object) -> Iterator[Mapping[str, Any]]:
+    """Every codec of a v3 array, those inside shards included."""
+    for codec in found if isinstance(found, list) else ():
+        plain = {"name": codec} if isinstance(codec, str) else _mapping(codec)
+        yield plain
+        configuration = _mapping(plain.get("configuration"))
+        for inner in ("codecs", "index_codecs"):
+            yield from _walk_codecs(configuration.get(inner))
+
+
+def _codec_names(node: Node) -> list[str]:
+    if node.version == 3:
+        return [str(codec.get("name")) for codec in _walk_codecs(node.content.get("codecs"))]
+    compressor, filters = node.content.get("compressor"), node.content.get("filters")
+    used = [compressor, *(filters if isinstance(filters, list) else [filters])]
+    return [str(_mapping(codec).get("id")) for codec in used if codec is not None]
+
+
+def _levels(path: str, image: ome.Image) -> str:
+    described = []
+    for number, dataset in enumerate(image.datasets):
+        inside = os.path.join(path, dataset.path)
+        shape = _read_node(inside).content.get("shape") if is_zarr(inside) else "missing"
+        described.append(f"{number} {_shape_text(shape)}")
+    return f"levels {', '.join(described)}"
+
+
+def _shape_text(shape: object) -> str:
+    return f"({', '.join(map(str, shape))})" if isinstance(shape, list) else str(shape)
+
+
+def _no_image(node: Node) -> SourceError:
+    """Why a group cannot be opened, and what in it can."""
+    path = node.path
+    content = ome.image_metadata(node.attributes)
+    if "bioformats2raw.layout" in content and is_zarr(os.path.join(path, "0")):
+        return SourceError(f"{path} holds several images (bioformats2raw); pass {path}/0")
+    inside = list(itertools.islice(_inside(path, ""), _LISTED + 1))
+    if not inside:
+        return SourceError(f"{path} is a Zarr group with no array in it")
+    more = ", ..." if len(inside) > _LISTED else ""
+    first = inside[0].split(" ")[0]
+    return SourceError(
+        f"{path} is a Zarr group and no OME-Zarr image; in it: "
+        f"{', '.join(inside[:_LISTED])}{more}; pass one of them, e.g. {path}/{first}"
+    )
+
+
+def _inside(path: str, prefix: str, depth: int = 4) -> Iterator[str]:
+    """Arrays (with their shapes) and images below a group, in order of name."""
+    for name in sorted(os.listdir(path)):
+        child = os.path.join(path, name)
+        if not os.path.isdir(child) or not is_zarr(child):
+            continue
+        try:
+            node = _read_node(child)
+        except SourceError:
+            continue
+        if node.is_array:
+            yield f"{prefix}{name} {_shape_text(node.content.get('shape'))}"
+        elif "multiscales" in ome.image_metadata(node.attributes):
+            yield f"{prefix}{name} (image)"
+        elif depth > 1:
+            yield from _inside(child, f"{prefix}{name}/", depth - 1)

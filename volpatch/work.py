@@ -1,0 +1,269 @@
+"""What one worker process does: load the functions once, try them once, compute regions.
+
+A worker is made from picklable things only (paths, plans, names of functions), so that
+the same object serves threads of this process and processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch import machine
+from volpatch.errors import FunctionError, SettingError
+from volpatch.functions import FunctionSpec
+from volpatch.geometry import Box, PatchGrid
+from volpatch.kernels import Ring, Tables, add, cut, finish
+from volpatch.planner import Plan, needed
+from volpatch.recipe import Recipe
+from volpatch.region import Caller, Read, Stats, Stopped, Stream, learn, name_of, read_padded
+from volpatch.storage.source import Source
+from volpatch.storage.target import LayerWriter, TargetSpec, WorkTree
+
+Array = NDArray[Any]
+Tick = Callable[[int], None]
+TICK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The user's functions, as objects or as names, and how many calls may run at once."""
+
+    function: Callable[..., Any] | FunctionSpec | None
+    setup: Callable[..., Any] | None = None
+    finalize: Callable[..., Any] | FunctionSpec | None = None
+    calls: int | None = None
+
+    @property
+    def made_once(self) -> bool:
+        """Whether a factory makes the function, once per process."""
+        spec = isinstance(self.function, FunctionSpec) and self.function.factory
+        return self.setup is not None or spec
+
+    def load(self) -> Callable[..., Any]:
+        if self.setup is not None:
+            try:
+                made: Callable[..., Any] = self.setup()
+            except (Exception, SystemExit) as error:
+                raise FunctionError(
+                    f"setup {name_of(self.setup)} raised {type(error).__name__}: {error}"
+                ) from error
+            if not callable(made):
+                raise FunctionError(
+                    f"setup {name_of(self.setup)} returned a {type(made).__name__}, "
+                    f"wanted a function of a patch"
+                )
+            return made
+        return _loaded(self.function)
+
+    def load_finalize(self) -> Callable[..., Any] | None:
+        return None if self.finalize is None else _loaded(self.finalize)
+
+
+def _loaded(function: Callable[..., Any] | FunctionSpec | None) -> Callable[..., Any]:
+    if function is None:
+        raise SettingError("there is no function to apply")
+    return function.load() if isinstance(function, FunctionSpec) else function
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one batch, run for real in a worker, has told."""
+
+    recipe: Recipe
+    func_memory: int
+    resident: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a region has done."""
+
+    stats: Stats
+    encoded_bytes: int
+    process: int
+    peak_bytes: int
+
+
+class Worker:
+    """One process's share of a run; its threads share the functions."""
+
+    def __init__(self, functions: Functions, source: Source) -> None:
+        self.source = source
+        self.function = functions.load()
+        self.finalize = functions.load_finalize()
+        calls = functions.calls or (1 if functions.made_once else None)
+        gate: AbstractContextManager[Any] = threading.Semaphore(calls) if calls else nullcontext()
+        self.caller = Caller(self.function, gate)
+
+    def read(self, plan: Plan, lead: tuple[int, ...]) -> Read:
+        """A way to read boxes of one index of the leading axes, (channels, *box)."""
+        layout, source = plan.layout, self.source
+        back = np.argsort(layout.order)
+        ones = (None,) * len(layout.lead)
+
+        def read(box: Box, out: Array) -> None:
+            selection = layout.selection(lead, plan.roi, box)
+            view = out[ones] if layout.channel is not None else out[(*ones, 0)]
+            view = view.transpose(back)
+            if view.dtype == source.dtype:
+                source.read(selection, view)
+            else:
+                values = np.empty(view.shape, source.dtype)
+                source.read(selection, values)
+                view[...] = values
+
+        return read
+
+    def trial(self, plan: Plan) -> Trial:
+        """Run the function twice on a batch from the middle of the volume.
+
+        The first call pays for what is loaded on first use; the second shows what a call
+        takes. Every loop that the run needs is compiled on the way.
+        """
+        recipe, grid = plan.recipe, plan.recipe.grid
+        ranges = [
+            needed(axis, recipe.crop, a, b)
+            for axis, a, b in zip(grid.axes, plan.box.start, plan.box.stop, strict=True)
+        ]
+        if not all(ranges):
+            known = replace(recipe, result_dtype=recipe.known_result)
+            return Trial(known, 0, machine.resident_bytes(), 0.0)
+        middle = tuple(r[len(r) // 2] for r in ranges)
+        first, last = middle[-1], min(middle[-1] + (recipe.batch_size or 1), ranges[-1].stop)
+        boxes = [grid.box((*middle[:-1], i)) for i in range(first, last)]
+        lead, _ = plan.region_box(0)
+        read = self.read(plan, lead)
+        batch = np.empty((len(boxes), recipe.channels_in or 1, *grid.patch), recipe.input_dtype)
+        for patch, box in zip(batch, boxes, strict=True):
+            values = np.empty(patch.shape, recipe.source_dtype)
+            read_padded(read, recipe, box, values)
+            patch[...] = values
+
+        def call(known: Recipe) -> Array:
+            return self.caller(known, batch.copy(), lambda i: ((*middle[:-1], first + i), boxes[i]))
+
+        recipe = learn(recipe, call(recipe), self.finalize)
+        warm_up(recipe)
+        resident = machine.resident_bytes()
+        begin = time.perf_counter()
+        taken = machine.growth(lambda: call(recipe))
+        return Trial(recipe, taken, resident, time.perf_counter() - begin)
+
+    def region(
+        self,
+        number: int,
+        plan: Plan,
+        spec: TargetSpec,
+        durability: str,
+        *,
+        tick: Tick,
+        stop: threading.Event | None = None,
+    ) -> Outcome:
+        """Compute region `number` of the plan and write it into the work tree."""
+        lead, box = plan.region_box(number)
+        work = WorkTree(plan.target or "", durability=durability)  # type: ignore[arg-type]
+        begin = [i - plan.roi.start[a] for i, a in zip(lead, plan.layout.lead, strict=True)]
+        shift = [a - b for a, b in zip(box.start, plan.box.start, strict=True)]
+        channels = plan.recipe.out_channels
+        start = (*begin, *(() if channels is None else (0,)), *shift)
+        extent = (*(1 for _ in lead), *(() if channels is None else (channels,)), *box.shape)
+        stream_axis = len(extent) - len(box.shape)
+        with work.writer(
+            spec,
+            start,
+            tuple(a + n for a, n in zip(start, extent, strict=True)),
+            stream_axis=stream_axis,
+        ) as writer:
+            sink = StoreSink(writer, plan, box, extent, stop)
+            ticks = Ticks(tick)
+            stream = Stream(
+                plan.recipe,
+                box,
+                self.caller,
+                lambda recipe: sink,
+                self.read(plan, lead),
+                layer=plan.read_layer,
+                finalize=self.finalize,
+                tick=ticks.add,
+                stop=stop,
+            )
+            stats = stream.run()
+            ticks.flush()
+            writer.close()
+            return Outcome(stats, writer.encoded_bytes, os.getpid(), machine.peak_bytes())
+
+
+class Ticks:
+    """Passes counts on, but not more often than anybody can look."""
+
+    def __init__(self, tick: Tick) -> None:
+        self._tick, self._count, self._last = tick, 0, time.monotonic()
+
+    def add(self, patches: int) -> None:
+        self._count += patches
+        if time.monotonic() - self._last > TICK_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._tick(self._count)
+        self._count, self._last = 0, time.monotonic()
+
+
+@dataclass
+class StoreSink:
+    """Gathers finished planes into layers of stored chunks, and writes each as it is full."""
+
+    writer: LayerWriter
+    plan: Plan
+    box: Box
+    extent: tuple[int, ...]
+    stop: threading.Event | None
+    layer: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.box.start[0]
+        planes = min(self.plan.chunks[0], self.box.shape[0])
+        channels = self.plan.recipe.out_channels or 1
+        self.layer = np.empty((channels, planes, *self.box.shape[1:]), self.plan.recipe.out_dtype)
+
+    def limit(self, plane: int) -> int:
+        return min(self.first + self.plan.chunks[0], self.box.stop[0])
+
+    def rows(self, start: int, stop: int) -> Array:
+        return self.layer[:, start - self.first : stop - self.first]
+
+    def done(self, stop: int) -> None:
+        if stop < self.limit(stop - 1):
+            return
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped
+        full = self.layer[:, : stop - self.first]
+        lead = self.extent[: len(self.extent) - len(self.box.shape)]
+        shape = (*lead, *full.shape[1:])
+        self.writer.write(full.reshape(shape), self.first - self.plan.box.start[0])
+        self.first = stop
+
+
+def warm_up(recipe: Recipe) -> None:
+    """Compile every loop that a recipe needs, on a volume of a few voxels."""
+    n = recipe.grid.ndim
+    grid = PatchGrid((4,) * n, 2, 1)
+    box = Box((0,) * n, grid.shape)
+    tables = Tables.of(grid, ("crop" if recipe.crop else "constant",) * n, box)
+    ids = np.zeros(1, dtype=np.int64)
+    source = Ring.new(box, 4, 1, recipe.input_dtype if recipe.halves else recipe.source_dtype, 0)
+    cut(source, tables, ids, np.zeros((1, 1, *grid.patch), recipe.input_dtype))
+    ring = Ring.new(box, 4, 1, recipe.accumulator, 0)
+    add(ring, tables, ids, np.zeros((1, 1, *grid.patch), recipe.known_result), select=recipe.crop)
+    if not recipe.finalizes:
+        finish(ring.array, np.zeros(ring.array.shape, recipe.out_dtype))
