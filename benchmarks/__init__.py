@@ -1,0 +1,1 @@
+"""Questions with a clock: `python -m benchmarks --help`."""
