@@ -1,0 +1,341 @@
+"""The one place where files are made, moved and removed, and where that may be refused.
+
+An object comes into being by one rename: its bytes go to a temporary file first, in a folder on
+the same file system but outside of the tree that is published. A killed writer leaves litter
+there and nothing half-written under a name that is read. Nothing is replaced or removed that was
+not made here: `check_target` and `check_work_folder` decide that, and refuse whatever is in doubt.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from volpatch.errors import RunError, TargetError
+
+SUFFIX = ".volpatch"
+MARKER = "volpatch.json"
+KNOWN = ("data", "tmp", "old")  # removed before the marker, by which the folder is known as ours
+_JSON_LIMIT = 16 * 2**20
+_NAME_LIMIT = 255
+
+Piece = bytes | bytearray | memoryview
+Durability = Literal["full", "process"]
+
+
+class Puts:
+    """Writes files so that each is either whole or absent.
+
+    Parameters
+    ----------
+    tmp : Path
+        Folder for temporary files; made by the caller.
+    root : Path, optional
+        Folders are made below this one only, and it is never made itself: a worker left over
+        from a run that is already published finds nothing to write into.
+    durability : {"full", "process"}
+        "full" survives a power cut: files and the folders that name them are flushed to the
+        device. "process" survives the death of the process only, and is faster.
+    """
+
+    def __init__(
+        self, tmp: Path, *, root: Path | None = None, durability: Durability = "full"
+    ) -> None:
+        self.tmp = tmp
+        self.root = root
+        self.durability = durability
+
+    def put(self, path: Path, data: Piece | Iterable[Piece]) -> int:
+        """Make `path` hold exactly `data`, in one atomic step; returns the number of bytes."""
+        temp = self.new_temp()
+        try:
+            size = self.append(temp, data)
+            self.publish_temp(temp, path)
+        except BaseException:
+            self.drop_temp(temp)
+            raise
+        return size
+
+    def new_temp(self) -> str:
+        """A name for a temporary file that no other writer uses."""
+        return f"{os.getpid()}-{uuid.uuid4().hex}"
+
+    def append(self, temp: str, data: Piece | Iterable[Piece]) -> int:
+        """Add to the end of a temporary file; pieces are taken one at a time, as they come."""
+        single = isinstance(data, bytes | bytearray | memoryview)
+        pieces = (cast("Piece", data),) if single else cast("Iterable[Piece]", data)
+        size = 0
+        with open(self.tmp / temp, "ab") as file:
+            for piece in pieces:
+                size += file.write(piece)
+        return size
+
+    def publish_temp(self, temp: str, path: Path) -> None:
+        """Give a finished temporary file its name, replacing what was there."""
+        if self.durability == "full":
+            _flush(self.tmp / temp)
+        try:
+            os.replace(self.tmp / temp, path)
+        except FileNotFoundError:
+            self._make_parents(path.parent)
+            os.replace(self.tmp / temp, path)
+        self._flush_folder(path.parent)
+
+    def drop_temp(self, temp: str) -> None:
+        """Remove a temporary file if it is there."""
+        (self.tmp / temp).unlink(missing_ok=True)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Move a file or folder; `new` must not exist."""
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+        os.rename(old, new)
+        self._flush_folder(new.parent)
+        if old.parent != new.parent:
+            self._flush_folder(old.parent)
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder, in a parent that exists."""
+        path.mkdir()
+        self._flush_folder(path.parent)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, a folder with all in it, or a link but never what a link leads to."""
+        if path.is_dir() and not path.is_symlink():
+            if any(path.iterdir()):
+                shutil.rmtree(path)
+            else:
+                path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+
+    def flush_tree(self, top: Path) -> None:
+        """Flush files that something else wrote (metadata); nothing with "process"."""
+        if self.durability == "full":
+            for folder, _, files in os.walk(top):
+                for name in files:
+                    _flush(Path(folder, name))
+                _flush(Path(folder))
+
+    def _make_parents(self, folder: Path) -> None:
+        absent = []
+        while not folder.is_dir():
+            if self.root is None or self.root not in folder.parents:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+            absent.append(folder)
+            folder = folder.parent
+        for folder in reversed(absent):
+            folder.mkdir(exist_ok=True)
+            self._flush_folder(folder.parent)
+
+    def _flush_folder(self, folder: Path) -> None:
+        if self.durability == "full":
+            _flush(folder)
+
+
+def probe(folder: Path) -> None:
+    """Raise OSError if no file can be made in `folder`."""
+    path = folder / f".volpatch-{uuid.uuid4().hex}"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    path.unlink()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_target(target: str | Path, *, overwrite: bool, source_path: str | None) -> None:
+    """Refuse, before anything is computed, a place that cannot or must not be written.
+
+    Parameters
+    ----------
+    target : str or Path
+        Where the output is to be.
+    overwrite : bool
+        Whether an earlier output of volpatch may be replaced.
+    source_path : str or None
+        Where the input is, if it is a local file or folder.
+
+    Raises
+    ------
+    TargetError
+        Says what is in the way and what to do.
+    """
+    _check_name(str(target))
+    path = Path(os.path.abspath(target))
+    if not path.parent.is_dir():
+        state = "is not a folder" if os.path.lexists(path.parent) else "does not exist"
+        raise TargetError(
+            f"the output {str(path)!r} cannot be made: {str(path.parent)!r} {state}; "
+            "make that folder first, or choose another place"
+        )
+    if source_path is not None and "://" not in source_path:
+        for place in (path, work_folder(path)):
+            _check_apart(place, source_path)
+    if os.path.lexists(path):
+        check_replaceable(path, overwrite=overwrite)
+    if os.path.lexists(work_folder(path)):
+        check_work_folder(work_folder(path))
+    try:
+        probe(path.parent)
+    except OSError as error:
+        raise TargetError(
+            f"the output {str(path)!r} cannot be made: no file can be written in "
+            f"{str(path.parent)!r} ({error.strerror}); choose another place"
+        ) from error
+
+
+def _check_name(name: str) -> None:
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise TargetError(f"the output name {name!r} has control characters; choose another")
+    if "://" in name:
+        raise TargetError(f"the output {name!r} is a URL; give a path on a local disk")
+    last = Path(os.path.abspath(name)).name if name else ""
+    if not last:
+        raise TargetError(f"the output name {name!r} names no folder that could be made")
+    if len(os.fsencode(last + SUFFIX)) > _NAME_LIMIT:
+        raise TargetError(
+            f"the output name {last!r} has {len(os.fsencode(last))} bytes; "
+            f"at most {_NAME_LIMIT - len(SUFFIX)} are possible, choose a shorter one"
+        )
+
+
+def _check_apart(target: Path, source_path: str) -> None:
+    """Refuse a target that is the source, in it, or around it; links do not hide it."""
+    real_target = Path(os.path.realpath(target))
+    real_source = Path(os.path.realpath(source_path))
+    if _is_same(real_target, real_source):
+        relation = "is"
+    elif any(_is_same(parent, real_source) for parent in real_target.parents):
+        relation = "lies inside"
+    elif any(_is_same(parent, real_target) for parent in real_source.parents):
+        relation = "would contain"
+    else:
+        return
+    raise TargetError(
+        f"the output {str(target)!r} {relation} the input {source_path!r}; "
+        "choose an output elsewhere: the input is never written to"
+    )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    if one == other:
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def check_replaceable(target: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what exists, unless told to and every part of it was made here."""
+    if not overwrite:
+        raise TargetError(
+            f"the output {str(target)!r} exists; pass --overwrite (overwrite=True) to replace it "
+            "when the new one is complete, or choose another name"
+        )
+    if target.is_symlink():
+        raise TargetError(
+            f"the output {str(target)!r} is a link to {os.readlink(target)!r}; "
+            "to overwrite, name the folder itself"
+        )
+    strange = _strange_entry(target)
+    if strange is not None:
+        raise TargetError(
+            f"the output {str(target)!r} was not made by volpatch alone ({strange}), "
+            "so it is not overwritten; move or delete it yourself, or choose another name"
+        )
+
+
+def _strange_entry(target: Path) -> str | None:
+    """What shows that a folder is not, or not only, an output of volpatch; None if nothing."""
+    if not target.is_dir():
+        return "it is a file"
+    attributes = _json_file(target / "zarr.json").get("attributes")
+    if not isinstance(attributes, dict) or "volpatch" not in attributes:
+        return "its zarr.json has no 'volpatch' attribute"
+    for entry in sorted(os.listdir(target)):
+        level = target / entry
+        if entry not in ("zarr.json", SUFFIX) and not re.fullmatch(r"scale\d+", entry):
+            return f"it holds {entry!r}"
+        if entry.startswith("scale"):
+            if level.is_symlink() or not level.is_dir():
+                return f"{entry!r} is not a folder"
+            names = _json_file(level / "image" / "zarr.json").get("dimension_names")
+            known = {"zarr.json", "image", *(names if isinstance(names, list) else ())}
+            for inner in sorted(set(os.listdir(level)) - known):
+                return f"it holds {entry + '/' + inner!r}"
+    return None
+
+
+def check_work_folder(folder: Path) -> None:
+    """Refuse a work folder that is not ours, or in which somebody keeps something."""
+    if folder.is_symlink() or not folder.is_dir():
+        reason = "it is not a folder"
+    else:
+        entries = set(os.listdir(folder))
+        strange = sorted(entries - {*KNOWN, MARKER})
+        linked = sorted(name for name in entries if (folder / name).is_symlink())
+        if strange or linked:
+            reason = f"it holds {(strange or linked)[0]!r}"
+        elif "volpatch" not in read_marker(folder) and not _is_bare(folder, entries):
+            reason = f"it has no {MARKER} of ours"
+        else:
+            return
+    raise TargetError(
+        f"{str(folder)!r} is needed to build the output, but volpatch did not make it ({reason}), "
+        "so it is left alone; move it away, or choose another output name"
+    )
+
+
+def _is_bare(folder: Path, entries: set[str]) -> bool:
+    """Whether a folder is as `prepare` leaves it when killed before the marker is there."""
+    if entries - {"tmp"} or (entries and not (folder / "tmp").is_dir()):
+        return False
+    temps = os.listdir(folder / "tmp") if entries else []
+    return all(re.fullmatch(r"\d+-[0-9a-f]{32}", name) for name in temps)
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    return _json_file(folder / MARKER)
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    """A small JSON object from disk; empty where there is none that can be read."""
+    try:
+        if not path.is_file() or path.stat().st_size > _JSON_LIMIT:
+            return {}
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def work_folder(target: Path) -> Path:
+    return target.with_name(target.name + SUFFIX)
+
+
+@contextmanager
+def disk_errors(path: Path, outcome: str = "nothing was published") -> Iterator[None]:
+    """Turn what the operating system says into a RunError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if full else "remove the cause"
+        raise RunError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; {outcome}. "
+            f"To go on, {advice} and run again"
+        ) from error
