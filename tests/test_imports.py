@@ -12,7 +12,20 @@ ROOT = Path(volpatch.__file__).parent
 # A room may import those before it. A new module fails until somebody places it here.
 ROOMS = (
     *("errors", "geometry", "window", "forms", "layout", "options", "recipe", "machine", "planner"),
-    *("kernels", "region", "memory", "storage", "ops", "functions", "work", "progress", "runner"),
+    *(
+        "tables",
+        "kernels",
+        "blender",
+        "region",
+        "holes",
+        "memory",
+        "storage",
+        "ops",
+        "functions",
+        "work",
+        "progress",
+        "runner",
+    ),
     *("api", "job", "view", "demo", "cli", "__main__"),
 )
 HEAVY = {"torch", "matplotlib", "distributed", "nibabel", "h5py", "pydicom", "scipy"}

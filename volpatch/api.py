@@ -18,6 +18,7 @@ from volpatch.errors import GridError, SettingError, SourceError
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import PatchGrid, per_axis
+from volpatch.holes import make_skips
 from volpatch.layout import Layout, default_dims
 from volpatch.memory import map_array
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
@@ -64,9 +65,12 @@ def make_recipe(
     )
     source = check_dtype(source_dtype, "the source's dtype")
     dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
+    reduce, window = options.get("reduce", "mean"), options.get("window")
+    if window is None:
+        window = "hann" if reduce == "mean" else "constant"
     return Recipe(
         grid,
-        windows_per_axis(by_axis(options.get("window", "hann"), dims, "window"), grid.ndim),
+        windows_per_axis(by_axis(window, dims, "window"), grid.ndim),
         source,
         source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
         channels_in=None if layout.channel is None else roi_shape[layout.channel],
@@ -77,6 +81,9 @@ def make_recipe(
         fill=options.get("fill"),
         pad_mode=options.get("pad_mode", "reflect"),
         pad_value=options.get("pad_value", 0),
+        reduce=reduce,
+        nan=options.get("nan", "propagate"),
+        holes=options.get("mask") is not None or options.get("skip") is not None,
     )
 
 
@@ -146,7 +153,13 @@ def map_patches(
     recipe = make_recipe(
         layout, box.shape, volume.dtype, patch, finalizes=finalize is not None, **options
     )
-    return map_array(func, volume, layout, recipe, box, finalize)
+    holes = make_skips(
+        options.get("mask"),
+        options.get("skip"),
+        layout.patched_shape,
+        channels=layout.channel is not None,
+    )
+    return map_array(func, volume, layout, recipe, box, finalize, holes)
 
 
 def plan(

@@ -1,10 +1,10 @@
-"""Cut patches out of a buffer, add them back by their shares, round what is finished.
+"""Cut patches out of a buffer, put them back by their shares, round what is finished.
 
 Three loops over flat memory, compiled by numba without any fastmath flag, so that the
 bits never depend on how long a line is or on where a region ends:
 
     cut     buffer line -> batch line          cast on the way
-    add     batch line * share -> accumulator  in raster order of the patches
+    blend   batch line -> accumulator          in raster order of the patches
     finish  accumulator -> output              round half to even, clip, count what was clipped
 
 Buffers are rings along the first axis: plane p lives at p modulo the ring's length, so
@@ -14,7 +14,7 @@ axes; a line is a run along the last one, and all others are walked like an odom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.errors import SettingError
-from volpatch.geometry import Box, PatchGrid
-from volpatch.window import Window, axis_shares
+from volpatch.recipe import Mode
+from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +33,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 _BITS: dict[Any, Any] = {
     np.dtype(np.float16): np.dtype(np.uint16),
     np.dtype(np.bool_): np.dtype(np.uint8),
+}
+FAR = np.iinfo(np.int64).max
+_ADD, _SELECT, _PRESENT, _NEAREST, _MAX, _MIN, _TOUCH = range(7)
+_MODES = {
+    Mode.ADD: _ADD,
+    Mode.SELECT: _SELECT,
+    Mode.PRESENT: _PRESENT,
+    Mode.NEAREST: _NEAREST,
+    Mode.MAX: _MAX,
+    Mode.MIN: _MIN,
 }
 
 
@@ -48,131 +58,6 @@ def _compiled(function: F) -> F:
 def as_numbers(array: Array) -> Array:
     """The same memory, seen as a dtype that the kernels know."""
     return array.view(_BITS[array.dtype]) if array.dtype in _BITS else array
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """A buffer of planes: flat memory, the volume voxel its origin stands for, its extent.
-
-    `flat` holds (channels, planes, *face) in C order; plane p of the volume is at
-    (p - origin[0]) modulo `planes`.
-    """
-
-    flat: Array
-    origin: tuple[int, ...]
-    planes: int
-    face: tuple[int, ...]
-    channels: int = 1
-
-    @classmethod
-    def new(
-        cls, box: Box, planes: int, channels: int, dtype: np.dtype[Any], fill: Any = None
-    ) -> Ring:
-        face = box.shape[1:]
-        flat = np.empty(channels * planes * int(np.prod(face, dtype=np.int64)), dtype)
-        if fill is not None:
-            flat.fill(fill)
-        return cls(flat, box.start, planes, face, channels)
-
-    @property
-    def array(self) -> Array:
-        """(channels, planes, *face), a view."""
-        return self.flat.reshape(self.channels, self.planes, *self.face)
-
-    def runs(self, start: int, stop: int) -> list[tuple[int, Array]]:
-        """Views of the planes [start, stop), in one piece or two, with their first plane."""
-        first = (start - self.origin[0]) % self.planes
-        until_wrap = min(stop - start, self.planes - first)
-        pieces = [(start, self.array[:, first : first + until_wrap])]
-        if until_wrap < stop - start:
-            rest = stop - start - until_wrap
-            pieces.append((start + until_wrap, self.array[:, :rest]))
-        return pieces
-
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """Elements from one voxel to the next, per axis."""
-        lengths = np.array((*(self.face or (1,)), 1), dtype=np.int64)
-        return np.cumprod(lengths[::-1])[::-1].astype(np.int64)
-
-    @property
-    def corner(self) -> NDArray[np.int64]:
-        """The origin, with as many axes as the loops walk."""
-        return np.array(self.origin if self.face else (*self.origin, 0), dtype=np.int64)
-
-    @property
-    def channel_step(self) -> int:
-        return self.planes * int(np.prod(self.face, dtype=np.int64))
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What the loops look up for the patches of one box: per axis, laid end to end.
-
-    Patch `ids` count the patches of the box in raster order of its own sub-lattice.
-    """
-
-    numbers: tuple[range, ...]  # lattice numbers of the grid, per axis
-    patch: NDArray[np.int64]
-    lattice: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    lo: NDArray[np.int64]  # the part of each patch that counts: inside of the box, and
-    hi: NDArray[np.int64]  # with window="crop" its own part only
-    first: NDArray[np.int64]  # where an axis begins in starts, lo, hi
-    shares: NDArray[np.float64]
-    first_share: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, grid: PatchGrid, windows: Sequence[Window], box: Box) -> Tables:
-        crop = windows[0] == "crop"
-        numbers = relevant(grid, crop, box)
-        starts, lo, hi, shares = [], [], [], []
-        for axis, window, chosen, a, b in zip(
-            grid.axes, windows, numbers, box.start, box.stop, strict=True
-        ):
-            at = np.array([axis.start(i) for i in chosen], dtype=np.int64)
-            parts = [axis.own(i) if crop else axis.span(i) for i in chosen]
-            starts.append(at)
-            lo.append(np.array([max(p, a) for p, _ in parts], dtype=np.int64) - at)
-            hi.append(np.array([min(q, b) for _, q in parts], dtype=np.int64) - at)
-            # ones keep the arrays' layout the same; crop never looks at them
-            weights = np.ones((len(at), axis.patch))
-            shares.append((weights if crop else axis_shares(axis, window, chosen)).ravel())
-        patch = list(grid.patch)
-        if grid.ndim == 1:  # the loops walk lines: a signal is a column of lines of one voxel
-            one = np.ones(1, dtype=np.int64)
-            for column, value in ((starts, 0 * one), (lo, 0 * one), (hi, one)):
-                column.append(value)
-            shares.append(np.ones(1))
-            patch.append(1)
-        lengths = np.array([len(s) for s in starts], dtype=np.int64)
-        share_lengths = np.array([len(s) for s in shares], dtype=np.int64)
-        return cls(
-            numbers,
-            np.array(patch, dtype=np.int64),
-            lengths,
-            np.concatenate(starts),
-            np.concatenate(lo),
-            np.concatenate(hi),
-            np.cumsum(lengths) - lengths,
-            np.concatenate(shares),
-            np.cumsum(share_lengths) - share_lengths,
-        )
-
-    def position(self, number: int) -> tuple[int, ...]:
-        """Lattice position, in the whole grid, of patch `number` of this box."""
-        where: list[int] = []
-        for chosen in reversed(self.numbers):
-            number, i = divmod(number, len(chosen))
-            where.append(chosen[i])
-        return tuple(reversed(where))
-
-
-def relevant(grid: PatchGrid, crop: bool, box: Box) -> tuple[range, ...]:
-    """Lattice numbers, per axis, of the patches that give a value to a voxel of `box`."""
-    if not crop:
-        return grid.touching(box)
-    return tuple(a.owning(p, q) for a, p, q in zip(grid.axes, box.start, box.stop, strict=True))
 
 
 def cut(ring: Ring, tables: Tables, ids: NDArray[np.int64], batch: Array) -> None:
@@ -203,22 +88,84 @@ def cut(ring: Ring, tables: Tables, ids: NDArray[np.int64], batch: Array) -> Non
     )
 
 
-def add(ring: Ring, tables: Tables, ids: NDArray[np.int64], values: Array, *, select: bool) -> None:
-    """Add share x value of the patches `ids` to the ring, in their order.
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The accumulator of a region, and what is kept beside it where patches may be missing.
+
+    values : ring of sums (or of selected values).
+    present : flat, the shares that came; looked at only where one is missing.
+    touched : flat bytes, 1 where a patch or a value is missing (with max and min: where
+        there is any value).
+    nearest : flat int64, squared distance (doubled voxels) to the centre selected so far.
+    """
+
+    values: Ring
+    present: Array
+    touched: Array
+    nearest: Array
+
+    @classmethod
+    def new(cls, ring: Ring, mode: Mode) -> Sums:
+        """Sums for a ring of zeros, with as much beside it as the mode needs."""
+        n, dtype = ring.flat.size, ring.flat.dtype
+        marks = mode in (Mode.PRESENT, Mode.MAX, Mode.MIN)
+        return cls(
+            ring,
+            np.zeros(n if mode is Mode.PRESENT else 1, np.result_type(dtype, np.float32)),
+            np.zeros(n if marks else 1, np.uint8),
+            np.full(n if mode is Mode.NEAREST else 1, FAR, np.int64),
+        )
+
+
+def blend(
+    sums: Sums,
+    tables: Tables,
+    ids: NDArray[np.int64],
+    values: Array,
+    mode: Mode,
+    *,
+    omit: bool = False,
+) -> None:
+    """Blend the patches `ids` into the sums, in their order.
 
     Parameters
     ----------
-    values : (B, channels, *patch), C order; float32 or float64 or whole numbers.
-    select : copy each patch's own part instead (window="crop"); dtypes must be equal.
+    values : (B, channels, *patch), C order.
+    mode : add share x value, select, or keep the largest or smallest.
+    omit : leave NaNs out, as if their voxels were missing in that patch.
     """
-    accumulator, flat = ring.flat, values.reshape(-1)
-    if select:
+    accumulator, flat = sums.values.flat, values.reshape(-1)
+    if accumulator.dtype == flat.dtype:
         accumulator, flat = as_numbers(accumulator), as_numbers(flat)
     elif flat.dtype in _BITS:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else np.uint8)
-    (_select if select else _add)(
+    _walk(sums, accumulator, tables, ids, flat, _MODES[mode], omit)
+
+
+def touch(sums: Sums, tables: Tables, ids: NDArray[np.int64]) -> None:
+    """Note that the patches `ids` are missing."""
+    flat = as_numbers(sums.values.flat)
+    _walk(sums, flat, tables, ids, flat[:0], _TOUCH, False)
+
+
+def _walk(
+    sums: Sums,
+    accumulator: Array,
+    tables: Tables,
+    ids: NDArray[np.int64],
+    values: Array,
+    mode: int,
+    omit: bool,
+) -> None:
+    ring = sums.values
+    _blend(
+        mode,
+        omit,
         accumulator,
-        flat,
+        sums.present,
+        sums.touched,
+        sums.nearest,
+        values,
         ids,
         tables.lattice,
         tables.patch,
@@ -299,8 +246,13 @@ def _run_end(ids: Array, b: int, row: int, last: int) -> int:
 
 
 @_compiled
-def _add(
+def _blend(
+    mode: int,
+    omit: bool,
     accumulator: Array,
+    present: Array,
+    touched: Array,
+    nearest: Array,
     values: Array,
     ids: Array,
     lattice: Array,
@@ -342,6 +294,7 @@ def _add(
                 base = c * channel_step - origin[x]
                 inside = 0
                 outer_weight = 1.0
+                outer_squared = 0
                 for axis in range(y):
                     place = first[axis] + index[axis]
                     p = starts[place] - origin[axis] + j[axis]
@@ -349,6 +302,8 @@ def _add(
                         p = p % planes
                     base += p * steps[axis]
                     inside = inside * patch[axis] + j[axis]
+                    d = 2 * j[axis] - patch[axis] + 1
+                    outer_squared += d * d
                     outer_weight *= shares[first_share[axis] + index[axis] * patch[axis] + j[axis]]
                 for k in range(lo[top], hi[top]):
                     # a whole row of patches per line: the line stays in the fastest cache
@@ -356,6 +311,8 @@ def _add(
                     if y == 0:
                         p = p % planes
                     at = base + p * steps[y]
+                    d = 2 * k - patch[y] + 1
+                    squared = outer_squared + d * d
                     weight = outer_weight * shares[first_share[y] + index[y] * patch[y] + k]
                     for r in range(b, end):
                         place = first[x] + index[x] + (r - b)
@@ -365,11 +322,45 @@ def _add(
                             there = (r * channels + c) * size
                             there += (inside * patch[y] + k) * width + from_
                             share = first_share[x] + (index[x] + r - b) * width + from_
+                            part = shares[share : share + count]
+                            if mode == _TOUCH:
+                                touched[here : here + count] = 1
+                                continue
                             line = accumulator[here : here + count]
                             value = values[there : there + count]
-                            part = shares[share : share + count]
-                            for i in range(count):
-                                line[i] += cast(weight * part[i]) * cast(value[i])
+                            if mode == _ADD:
+                                for i in range(count):
+                                    line[i] += cast(weight * part[i]) * cast(value[i])
+                            elif mode == _SELECT:
+                                for i in range(count):
+                                    line[i] = cast(value[i])
+                            elif mode == _PRESENT:
+                                came = present[here : here + count]
+                                mark = touched[here : here + count]
+                                for i in range(count):
+                                    if omit and value[i] != value[i]:
+                                        mark[i] = 1
+                                    else:
+                                        line[i] += cast(weight * part[i]) * cast(value[i])
+                                        came[i] += cast(weight * part[i])
+                            elif mode == _NEAREST:
+                                away = nearest[here : here + count]
+                                for i in range(count):
+                                    d = 2 * (from_ + i) - width + 1
+                                    near = squared + d * d
+                                    if near < away[i] and not (omit and value[i] != value[i]):
+                                        line[i] = cast(value[i])
+                                        away[i] = near
+                            else:
+                                mark = touched[here : here + count]
+                                for i in range(count):
+                                    v = cast(value[i])
+                                    if omit and v != v:
+                                        continue
+                                    better = v > line[i] if mode == _MAX else v < line[i]
+                                    if better or v != v or mark[i] == 0:
+                                        line[i] = v
+                                    mark[i] = 1
                 for axis in range(y - 1, -1, -1):
                     place = first[axis] + index[axis]
                     j[axis] += 1
@@ -377,67 +368,6 @@ def _add(
                         break
                     j[axis] = lo[place]
         b = end
-
-
-@_compiled
-def _select(
-    accumulator: Array,
-    values: Array,
-    ids: Array,
-    lattice: Array,
-    patch: Array,
-    starts: Array,
-    lo: Array,
-    hi: Array,
-    first: Array,
-    shares: Array,
-    first_share: Array,
-    origin: Array,
-    planes: int,
-    steps: Array,
-    channels: int,
-    channel_step: int,
-) -> None:
-    n = patch.size
-    x = n - 1
-    index = np.zeros(n, np.int64)
-    j = np.zeros(n, np.int64)
-    size = 1
-    for axis in range(n):
-        size *= patch[axis]
-    for b in range(ids.size):
-        _place(ids[b], lattice, index)
-        lines = 1
-        for axis in range(x):
-            lines *= max(0, hi[first[axis] + index[axis]] - lo[first[axis] + index[axis]])
-        place = first[x] + index[x]
-        from_, count = lo[place], hi[place] - lo[place]
-        if count <= 0:
-            continue
-        for c in range(channels):
-            for axis in range(x):
-                j[axis] = lo[first[axis] + index[axis]]
-            for _ in range(lines):
-                here = c * channel_step + starts[place] + from_ - origin[x]
-                inside = 0
-                for axis in range(x):
-                    where = first[axis] + index[axis]
-                    p = starts[where] - origin[axis] + j[axis]
-                    if axis == 0:
-                        p = p % planes
-                    here += p * steps[axis]
-                    inside = inside * patch[axis] + j[axis]
-                there = (b * channels + c) * size + inside * patch[x] + from_
-                line = accumulator[here : here + count]
-                value = values[there : there + count]
-                for i in range(count):
-                    line[i] = value[i]
-                for axis in range(x - 1, -1, -1):
-                    where = first[axis] + index[axis]
-                    j[axis] += 1
-                    if j[axis] < hi[where]:
-                        break
-                    j[axis] = lo[where]
 
 
 def finish(values: Array, out: Array) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.blender import ArraySink, Finalize
 from volpatch.geometry import Box
 from volpatch.layout import Layout
 from volpatch.recipe import Recipe
-from volpatch.region import ArraySink, Caller, Finalize, Read, Stream
+from volpatch.region import Caller, Holes, Read, Stream
 
 Array = NDArray[Any]
 
@@ -23,6 +24,7 @@ def map_array(
     recipe: Recipe,
     roi: Box,
     finalize: Finalize | None = None,
+    holes: Holes | None = None,
 ) -> Array:
     """The blended result over `roi`, with the axes (lead..., channels, patched...).
 
@@ -54,6 +56,7 @@ def map_array(
             _source(volume, recipe),
             layer=recipe.grid.patch[0],
             finalize=finalize,
+            holes=holes,
         )
         stream.run()
         recipe = stream.recipe

@@ -8,7 +8,7 @@ mapping by axis name).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from numpy.typing import DTypeLike
@@ -25,7 +25,7 @@ class BlendOptions(TypedDict, total=False):
 
     stride: Sizes | None  # distance between patch starts
     overlap: Overlap | Sequence[Overlap] | Mapping[str, Overlap] | None  # 32, 0.5, "50%" (default)
-    window: Window | Sequence[Window] | Mapping[str, Window]  # "hann" (default), …, "crop"
+    window: Window | Sequence[Window] | Mapping[str, Window] | None  # "hann" (default), …, "crop"
     edge: str | Sequence[str]  # "shift" (default), "pad", "drop"
     offset: Sizes  # start of the first patch
     batch_size: int | None  # patches per call, in a leading axis; None: one, without that axis
@@ -35,6 +35,12 @@ class BlendOptions(TypedDict, total=False):
     fill: float | None  # of voxels that no patch covers
     pad_mode: str  # "reflect" (default), "symmetric", "edge", "constant"
     pad_value: float  # for pad_mode="constant"
+    mask: Any  # array or path, on the volume's grid or coarser; skips patches it is empty in
+    skip: (
+        Callable[[Any], Any] | float | None
+    )  # skips patches by predicate, or whose maximum is less
+    nan: str  # "propagate" (default), "omit", "raise"
+    reduce: str  # "mean" (default) blends; "sum", "max", "min"
 
 
 class JobOptions(BlendOptions, total=False):

@@ -25,7 +25,7 @@ from volpatch.errors import MemoryLimitError, SettingError
 from volpatch.forms import show_bytes
 from volpatch.geometry import AxisGrid, Box
 from volpatch.layout import Layout
-from volpatch.recipe import Recipe
+from volpatch.recipe import Mode, Recipe
 
 # an interpreter with everything imported and compiled; measured, see the tests on memory
 INTERPRETER_BYTES = 260 * 2**20
@@ -89,14 +89,14 @@ class AxisPieces:
         return map(self.bounds, sorted({0, min(1, n - 1), n // 2, max(0, n - 2), n - 1}))
 
 
-def needed(axis: AxisGrid, crop: bool, start: int, stop: int) -> range:
+def needed(axis: AxisGrid, own: bool, start: int, stop: int) -> range:
     """Numbers of the patches that give a value to a voxel of [start, stop)."""
-    return axis.owning(start, stop) if crop else axis.touching(start, stop)
+    return axis.owning(start, stop) if own else axis.touching(start, stop)
 
 
-def _reach(axis: AxisGrid, crop: bool, start: int, stop: int) -> tuple[int, int]:
+def _reach(axis: AxisGrid, own: bool, start: int, stop: int) -> tuple[int, int]:
     """Voxels [start, stop) that are read for the patches of a piece; may hang over."""
-    numbers = needed(axis, crop, start, stop)
+    numbers = needed(axis, own, start, stop)
     if not numbers:
         return start, start
     return axis.start(numbers[0]), axis.start(numbers[-1]) + axis.patch
@@ -184,9 +184,9 @@ class Plan:
     # -- work --------------------------------------------------------------------------
 
     def _patches(self, pieces: Sequence[AxisPieces]) -> int:
-        crop = self.recipe.crop
+        own = self.recipe.owns
         return math.prod(self.lead_counts) * math.prod(
-            sum(len(needed(axis, crop, a, b)) for a, b in piece)
+            sum(len(needed(axis, own, a, b)) for a, b in piece)
             for axis, piece in zip(self.recipe.grid.axes, pieces, strict=True)
         )
 
@@ -229,7 +229,7 @@ class Plan:
         ):
             again = max(1, chunk // self.read_layer) if number == 0 else 1
             voxels *= again * sum(
-                _aligned(*_reach(axis, self.recipe.crop, a, b), chunk, axis.size) for a, b in piece
+                _aligned(*_reach(axis, self.recipe.owns, a, b), chunk, axis.size) for a, b in piece
             )
         return voxels * self.recipe.source_dtype.itemsize
 
@@ -238,7 +238,7 @@ class Plan:
         """Bytes of the source under the patches, each voxel counted once."""
         voxels = math.prod(self.lead_counts) * self._channels_in
         for axis, start, stop in zip(self.recipe.grid.axes, *self._ends, strict=True):
-            first, last = _reach(axis, self.recipe.crop, start, stop)
+            first, last = _reach(axis, self.recipe.owns, start, stop)
             voxels *= min(last, axis.size) - first
         return voxels * self.recipe.source_dtype.itemsize
 
@@ -272,7 +272,7 @@ class Plan:
         recipe, patch = self.recipe, self.recipe.grid.patch
         face = math.prod(_largest_pieces(self.axes[1:]))
         reach = [
-            max(b - a for a, b in (_reach(axis, recipe.crop, *ends) for ends in piece.typical()))
+            max(b - a for a, b in (_reach(axis, recipe.owns, *ends) for ends in piece.typical()))
             for axis, piece in zip(recipe.grid.axes, self.axes, strict=True)
         ]
         planes = min(reach[0], patch[0] + self.read_layer - 1)
@@ -296,10 +296,13 @@ class Plan:
             "finished layer": final * layer * face * out,
             "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
             "shares": sum(
-                len(needed(a, recipe.crop, *next(iter(p)))) * (a.patch + 3) * 8
+                len(needed(a, recipe.owns, *next(iter(p)))) * (a.patch + 3) * 8
                 for a, p in zip(recipe.grid.axes, self.axes, strict=True)
             ),
         }
+        if recipe.mode is not Mode.ADD and recipe.mode is not Mode.SELECT:
+            beside = 8 if recipe.mode is Mode.NEAREST else recipe.accumulator.itemsize + 1
+            terms["marks of holes"] = channels * acc_planes * face * beside
         if recipe.finalizes:
             blended = channels * recipe.blended_dtype.itemsize + final * out
             terms["finalize"] = 2 * min(layer, acc_planes) * face * blended
@@ -507,8 +510,8 @@ def _cost(plan: Plan) -> float:
     chunks = plan.layout.pick(plan.source.chunks, plan.layout.patched)
     for axis, piece, chunk in zip(recipe.grid.axes, plan.axes, chunks, strict=True):
         ends = list(piece.typical())
-        visits *= axis.patch * max(len(needed(axis, recipe.crop, *e)) for e in ends)
-        decoded *= max(_aligned(*_reach(axis, recipe.crop, *e), chunk, axis.size) for e in ends)
+        visits *= axis.patch * max(len(needed(axis, recipe.owns, *e)) for e in ends)
+        decoded *= max(_aligned(*_reach(axis, recipe.owns, *e), chunk, axis.size) for e in ends)
     decoded *= max(1, chunks[0] // plan.read_layer)
     waves = -(-plan.n_regions // plan.workers)
     return float(waves * (visits + DECODE_COST * decoded))

@@ -7,6 +7,7 @@ path and the store-to-store path all follow the same recipe and so give the same
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,19 @@ FLOAT32_LIMIT = 2**22
 FLOAT_MAGNITUDE = 2**16
 
 DType = np.dtype[Any]
+REDUCTIONS = ("mean", "sum", "max", "min")
+NAN_RULES = ("propagate", "omit", "raise")
+
+
+class Mode(enum.Enum):
+    """What happens to a value at a voxel."""
+
+    ADD = "its share of it is added"
+    SELECT = "it is taken if the voxel is in the patch's own part"
+    PRESENT = "like ADD, counting the shares that came"
+    NEAREST = "it is taken if no nearer patch gave one"
+    MAX = "it is kept if it is the largest"
+    MIN = "it is kept if it is the smallest"
 
 
 def check_dtype(dtype: Any, what: str) -> DType:
@@ -55,6 +69,9 @@ class Recipe:
     finalizes, final_dtype, final_channels : whether, and to what, `finalize` changes a block.
     fill : value of voxels that no patch covers.
     pad_mode, pad_value : how patches that hang over the end (edge="pad") are filled.
+    reduce : "mean" blends; "sum", "max" and "min" of all values at a voxel.
+    nan : what a NaN that the function returns does: "propagate", "omit", "raise".
+    holes : whether patches may be skipped, by a mask or by what is in them.
     """
 
     grid: PatchGrid
@@ -72,6 +89,9 @@ class Recipe:
     fill: float | None = None
     pad_mode: str = "reflect"
     pad_value: float = 0
+    reduce: str = "mean"
+    nan: str = "propagate"
+    holes: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -80,6 +100,7 @@ class Recipe:
             raise SettingError(
                 f"pad_mode must be one of {', '.join(PAD_MODES)}; got {self.pad_mode!r}"
             )
+        self._check_rules()
         uncovered, shape = self.grid.uncovered, self.grid.shape
         if uncovered and self.fill is None:
             raise GridError(
@@ -90,8 +111,21 @@ class Recipe:
         if self.result_dtype is not None:
             self._check_labels(self.result_dtype)
 
+    def _check_rules(self) -> None:
+        if self.reduce not in REDUCTIONS:
+            raise SettingError(
+                f"reduce must be one of {', '.join(REDUCTIONS)}; got {self.reduce!r}"
+            )
+        if self.nan not in NAN_RULES:
+            raise SettingError(f"nan must be one of {', '.join(NAN_RULES)}; got {self.nan!r}")
+        if self.reduce != "mean" and any(w != "constant" for w in self.windows):
+            raise SettingError(
+                f"reduce={self.reduce!r} weighs all values alike; leave window out, or say "
+                f"window='constant' (got {self.windows[0]!r})"
+            )
+
     def _check_labels(self, result: DType) -> None:
-        if result.kind not in "biu" or self.crop or self.dtype is not None:
+        if result.kind not in "biu" or not self.averages or self.dtype is not None:
             return
         raise SettingError(
             f"the function returns {result}, and window={self.windows[0]!r} would average it: "
@@ -107,6 +141,30 @@ class Recipe:
         return self.windows[0] == "crop"
 
     @property
+    def averages(self) -> bool:
+        """Whether values are weighted by shares."""
+        return self.reduce == "mean" and not self.crop
+
+    @property
+    def omits(self) -> bool:
+        return self.nan == "omit" and self.known_result.kind == "f"
+
+    @property
+    def mode(self) -> Mode:
+        """What happens to each value at its voxel."""
+        missing = self.holes or self.nan == "omit"
+        if self.crop:
+            return Mode.NEAREST if missing else Mode.SELECT
+        if self.reduce in ("max", "min"):
+            return Mode.MAX if self.reduce == "max" else Mode.MIN
+        return Mode.PRESENT if missing else Mode.ADD
+
+    @property
+    def owns(self) -> bool:
+        """Whether a patch gives values to its own part only."""
+        return self.mode is Mode.SELECT
+
+    @property
     def halves(self) -> bool:
         """Whether float16 is to be cast, which the kernels cannot do while cutting."""
         return self.source_dtype == np.float16 and self.input_dtype != np.float16
@@ -115,8 +173,10 @@ class Recipe:
     def accumulator(self) -> DType:
         """Where shares x values are summed; grid and the function's dtype alone decide."""
         result = self.known_result
-        if self.crop:
+        if self.mode is Mode.SELECT:
             return result
+        if self.crop or self.reduce in ("max", "min"):  # float16 cannot be compared there
+            return np.dtype(np.float32) if result == np.float16 else result
         if result.kind == "f":
             magnitude = FLOAT_MAGNITUDE if result.itemsize <= 4 else FLOAT32_LIMIT + 1
         elif result.kind == "b":
@@ -150,9 +210,19 @@ class Recipe:
     @property
     def out_dtype(self) -> DType:
         """Of the output: as declared, else what `finalize` or the function returns."""
-        return self.dtype or self.final_dtype or self.known_result
+        found = self.dtype or self.final_dtype or self.known_result
+        if self.reduce == "sum" and not self.dtype and not self.final_dtype and found.kind in "biu":
+            return np.dtype(np.uint64 if found.kind in "bu" else np.int64)
+        return found
 
     @property
     def out_channels(self) -> int | None:
         """Channels of the output; None without a channel axis."""
         return self.final_channels if self.finalizes else self.channels_out
+
+    @property
+    def fill_value(self) -> float:
+        """Of voxels without a value: `fill`; else 0, or NaN where NaNs were left out."""
+        if self.fill is not None:
+            return self.fill
+        return float("nan") if self.omits and self.out_dtype.kind == "f" else 0

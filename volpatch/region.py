@@ -15,73 +15,40 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.blender import Blender, Finalize, Sink, Stats, finalized, name_of
 from volpatch.errors import FunctionError, VolpatchError
-from volpatch.geometry import AxisGrid, Box, PatchGrid
-from volpatch.kernels import Ring, Tables, add, cut, finish
+from volpatch.geometry import Box, PatchGrid
+from volpatch.kernels import cut
 from volpatch.recipe import Recipe
+from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
-Finalize = Callable[[Array], Array]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels
-PHASES = ("read", "cut", "function", "blend", "write")
+Batch = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked the region to end
     """Raised inside a region when the run was told to stop."""
 
 
-@dataclass(slots=True)
-class Stats:
-    """What a region did; sums over regions are made with `+=`."""
+class Holes(Protocol):
+    """Which patches of a region are not to be computed."""
 
-    patches: int = 0
-    calls: int = 0
-    clipped: int = 0
-    voxels_read: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-
-    @contextmanager
-    def clock(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to a phase."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - begin
-
-    def __iadd__(self, other: Stats) -> Stats:
-        self.patches += other.patches
-        self.calls += other.calls
-        self.clipped += other.clipped
-        self.voxels_read += other.voxels_read
-        for phase, seconds in other.seconds.items():
-            self.seconds[phase] += seconds
-        return self
-
-
-class Sink(Protocol):
-    """Where finished planes go: an array in memory, or whole write units of a store."""
-
-    def limit(self, plane: int) -> int:
-        """End of the layer that `plane` lies in; rows are never asked beyond it."""
+    def kept(self, tables: Tables, row: int) -> NDArray[np.bool_] | None:
+        """Whether each patch of a row is wanted, by position alone; None: all are."""
         ...
 
-    def rows(self, start: int, stop: int) -> Array:
-        """(channels, stop - start, *face) of the output dtype, to be filled in."""
-        ...
-
-    def done(self, stop: int) -> None:
-        """All planes before `stop` have their final values."""
+    def skips(self, patch: Array) -> bool:
+        """Whether a patch that was cut, (channels, *patch), is to be skipped."""
         ...
 
 
@@ -125,6 +92,15 @@ class Caller:
                 f"wanted {problem[1]}"
             )
         values = np.ascontiguousarray(result, result.dtype.newbyteorder("="))
+        if recipe.nan == "raise" and values.dtype.kind == "f" and np.isnan(values).any():
+            bad = np.argwhere(np.isnan(values if not single else values[None]))[0]
+            position, box = patch(int(bad[0]))
+            n = recipe.grid.ndim
+            voxel = tuple(int(a + b) for a, b in zip(box.start, bad[-n:], strict=True))
+            raise FunctionError(
+                f"{self.name} returned NaN for patch {position} at {box}, at voxel {voxel}; "
+                f"nan='propagate' lets it pass, nan='omit' leaves it out"
+            )
         return values[None] if single else values
 
     @property
@@ -170,12 +146,6 @@ def learn(recipe: Recipe, values: Array, finalize: Finalize | None) -> Recipe:
     block = values[:1].reshape(recipe.channels_out or 1, *recipe.grid.patch)
     final, channels = finalized(finalize, recipe, block.astype(recipe.blended_dtype))
     return replace(recipe, final_dtype=final.dtype, final_channels=channels)
-
-
-def name_of(function: Any) -> str:
-    """How a function is called in messages."""
-    inner = getattr(function, "func", function)
-    return getattr(inner, "__qualname__", None) or type(inner).__name__
 
 
 def _where(patch: Callable[[int], Place], count: int) -> str:
@@ -299,6 +269,7 @@ class Stream:
     sink : where finished planes go; made from the recipe once it is complete.
     source : reads boxes of the volume, or is the volume, (channels, *shape) in C order.
     layer : thickness in which the source is read, in planes.
+    holes : says which patches are skipped.
     tick : called with the number of patches after each call of the function.
     stop : set by others to end the region early with `Stopped`.
     """
@@ -313,15 +284,14 @@ class Stream:
         *,
         layer: int = 1,
         finalize: Finalize | None = None,
+        holes: Holes | None = None,
         tick: Callable[[int], None] = lambda patches: None,
         stop: threading.Event | None = None,
     ) -> None:
         self.recipe, self.box, self.caller = recipe, box, caller
-        self.finalize, self.tick, self.stop = finalize, tick, stop
+        self.finalize, self.holes, self.tick, self.stop = finalize, holes, tick, stop
         self.stats = Stats()
-        self.tables = Tables.of(recipe.grid, recipe.windows, box)
-        bounds = zip(recipe.grid.axes, box.start, box.stop, strict=True)
-        self.covered = [covered(a, p, q) for a, p, q in bounds]
+        self.tables = Tables.of(recipe, box)
         self.input: RingInput | ArrayInput | None = None
         if all(len(n) for n in self.tables.numbers):
             self.input = (
@@ -330,140 +300,107 @@ class Stream:
                 else ArrayInput(source)
             )
         self._make_sink = sink
-        self.done = box.start[0]
-        if recipe.complete or self.input is None:
-            self._settle(recipe)
+        self.blender: Blender | None = None
 
-    def _settle(self, recipe: Recipe) -> None:
-        """Make what depends on the function's dtype and channels."""
-        self.recipe = recipe
-        planes = min(recipe.grid.patch[0], self.box.shape[0])
-        channels = recipe.channels_out or 1
-        self.ring = Ring.new(self.box, planes, channels, recipe.accumulator, 0)
-        self.sink = self._make_sink(recipe)
+    def _blender(self, recipe: Recipe) -> Blender:
+        """The region's accumulator, made when it is known what the function returns."""
+        if self.blender is None:
+            self.recipe = recipe
+            self.blender = Blender(
+                recipe,
+                self.box,
+                self.tables,
+                self._make_sink(recipe),
+                finalize=self.finalize,
+                stats=self.stats,
+            )
+        return self.blender
 
     def run(self) -> Stats:
         """Walk the region from its first plane to its last."""
         axis = self.recipe.grid.axes[0]
-        per_row = int(np.prod(self.tables.lattice[1:]))
         source = self.input
-        for row, number in enumerate(self.tables.numbers[0]):
-            if source is None:
-                break
-            start = axis.start(number)
-            source.load(start, start + axis.patch, self.stats)
-            ids = range(row * per_row, (row + 1) * per_row)
-            self._compute(source.ring, ids, axis.own(number)[0] if self.recipe.crop else start)
-        self._hand_over(self.box.stop[0])
+        skipped: list[tuple[int, NDArray[np.int64]]] = []  # before there is an accumulator
+        for row, number in enumerate(self.tables.numbers[0] if source is not None else ()):
+            ids, missing = self._wanted(row)
+            if len(missing):
+                skipped.append((number, missing))
+            if len(ids) and source is not None:
+                start = axis.start(number)
+                source.load(start, start + axis.patch, self.stats)
+                self._compute(source.ring, number, ids, skipped)
+            elif self.recipe.complete:
+                self._skip(self._blender(self.recipe), skipped)
+            self.tick(len(missing))
+        blender = self._blender(self.recipe)
+        self._skip(blender, skipped)
+        blender.hand_over(self.box.stop[0])
         return self.stats
 
-    def _compute(self, source: Ring, row: range, first_plane: int) -> None:
-        """Cut, call and add the patches of one row of this region, in batches.
+    def _wanted(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Patches of a row that are to be cut, and those that are not."""
+        per_row = int(np.prod(self.tables.lattice[1:]))
+        ids = np.arange(row * per_row, (row + 1) * per_row)
+        kept = None if self.holes is None else self.holes.kept(self.tables, row)
+        return (ids, ids[:0]) if kept is None else (ids[kept.ravel()], ids[~kept.ravel()])
 
-        Neither this row nor a later one reaches a plane before `first_plane`.
-        """
+    @staticmethod
+    def _skip(blender: Blender, skipped: list[tuple[int, NDArray[np.int64]]]) -> None:
+        for number, missing in skipped:
+            blender.hand_over(blender.first_plane(number))
+            blender.skip(missing)
+        skipped.clear()
+
+    def _compute(
+        self,
+        source: Ring,
+        number: int,
+        row: NDArray[np.int64],
+        skipped: list[tuple[int, NDArray[np.int64]]],
+    ) -> None:
+        """Cut, call and blend the patches of one row of this region, in batches."""
         recipe, clock = self.recipe, self.stats.clock
-        size = recipe.batch_size or 1
-        batch = np.empty(
-            (min(size, len(row)), recipe.channels_in or 1, *recipe.grid.patch),
-            recipe.input_dtype,
-        )
-        for begin in row[::size]:
+        for ids, given, missing in self._batches(source, row):
+            if len(missing):
+                skipped.append((number, missing))
+            if len(ids):
+                with clock("function"):
+                    values = self.caller(recipe, given, functools.partial(self._patch, ids))
+                recipe = learn(recipe, values, self.finalize)
+            if recipe.complete:
+                blender = self._blender(recipe)
+                self._skip(blender, skipped)
+                blender.hand_over(blender.first_plane(number))
+                with clock("blend"):
+                    if len(ids):
+                        blender.add(ids, values)
+            self.stats.patches += len(ids)
+            self.stats.calls += len(ids) > 0
+            self.tick(len(ids) + len(missing))
+
+    def _batches(self, source: Ring, row: NDArray[np.int64]) -> Iterator[Batch]:
+        """Batches of patches of a row, with the ids of those passed over on the way."""
+        recipe, clock = self.recipe, self.stats.clock
+        size = min(recipe.batch_size or 1, len(row))
+        batch = np.empty((size, recipe.channels_in or 1, *recipe.grid.patch), recipe.input_dtype)
+        chosen: list[int] = []
+        missing: list[int] = []
+        step = size if self.holes is None else 1
+        for begin in range(0, len(row), step):
             if self.stop is not None and self.stop.is_set():
                 raise Stopped
-            ids = np.arange(begin, min(begin + size, row.stop))
-            given = batch[: len(ids)]
+            ids = row[begin : begin + step]
             with clock("cut"):
-                cut(source, self.tables, ids, given)
-            with clock("function"):
-                values = self.caller(recipe, given, functools.partial(self._patch, ids))
-            if not recipe.complete:
-                recipe = learn(recipe, values, self.finalize)
-                self._settle(recipe)
-            self._hand_over(first_plane)
-            with clock("blend"):
-                add(self.ring, self.tables, ids, values, select=recipe.crop)
-            self.stats.patches += len(ids)
-            self.stats.calls += 1
-            self.tick(len(ids))
+                place = slice(len(chosen), len(chosen) + len(ids))
+                cut(source, self.tables, ids, batch[place])
+            if self.holes is not None and self.holes.skips(batch[place][0]):
+                missing.extend(ids)
+            else:
+                chosen.extend(ids)
+            if len(chosen) == size or begin + step >= len(row):
+                yield np.array(chosen, np.int64), batch[: len(chosen)], np.array(missing, np.int64)
+                chosen, missing = [], []
 
     def _patch(self, ids: NDArray[np.int64], i: int) -> Place:
         position = self.tables.position(int(ids[i]))
         return position, self.recipe.grid.box(position)
-
-    def _hand_over(self, upto: int) -> None:
-        """Give the planes up to `upto` to the sink, and clear them for the next rows."""
-        upto = min(upto, self.box.stop[0])
-        while self.done < upto:
-            stop = min(upto, self.sink.limit(self.done), self.done + self.ring.planes)
-            with self.stats.clock("blend"):
-                for start, piece in self.ring.runs(self.done, stop):
-                    out = self.sink.rows(start, start + piece.shape[1])
-                    self.stats.clipped += finish(self._finalized(piece), out)
-                    piece[...] = 0
-                    self._fill(out, start)
-            self.done = stop
-            with self.stats.clock("write"):
-                self.sink.done(stop)
-
-    def _finalized(self, piece: Array) -> Array:
-        if self.finalize is None:
-            return piece
-        return finalized(self.finalize, self.recipe, piece.astype(self.recipe.blended_dtype))[0]
-
-    def _fill(self, out: Array, start: int) -> None:
-        """Put `fill` wherever no patch of the grid comes."""
-        first = start - self.box.start[0]
-        planes = self.covered[0][first : first + out.shape[1]]
-        masks = [planes, *self.covered[1:]]
-        if not all(mask.all() for mask in masks):
-            bare = ~functools.reduce(np.logical_and.outer, masks)
-            out[:, bare] = self.recipe.fill
-
-
-def covered(axis: AxisGrid, start: int, stop: int) -> NDArray[np.bool_]:
-    """Whether any patch covers each voxel of [start, stop) along one axis."""
-    found = np.zeros(stop - start, dtype=bool)
-    for number in axis.touching(start, stop):
-        first = axis.start(number) - start
-        found[max(0, first) : max(0, first + axis.patch)] = True
-    return found
-
-
-def finalized(finalize: Finalize, recipe: Recipe, block: Array) -> tuple[Array, int | None]:
-    """What `finalize` makes of a block (channels, *shape), and its number of channels."""
-    spatial = block.shape[1:]
-    given = block if recipe.channels_out is not None else block[0]
-    try:
-        result = finalize(given)
-    except (Exception, SystemExit) as error:
-        raise FunctionError(
-            f"finalize {name_of(finalize)} raised {type(error).__name__} on a block of shape "
-            f"{given.shape}: {error or 'no message'}"
-        ) from error
-    shape = np.shape(result)
-    channels = shape[: len(shape) - len(spatial)]
-    if not isinstance(result, np.ndarray) or shape != (*channels[:1], *spatial):
-        raise FunctionError(
-            f"finalize {name_of(finalize)} returned {type(result).__name__} of shape {shape} for a "
-            f"block of shape {given.shape}; it must be an array that keeps the axes {spatial}"
-        )
-    return result.reshape(-1, *spatial), (channels[0] if channels else None)
-
-
-@dataclass(frozen=True)
-class ArraySink:
-    """Finished planes go into an array of the region's extent, (channels, *box.shape)."""
-
-    array: Array
-    box: Box
-
-    def limit(self, plane: int) -> int:
-        return self.box.stop[0]
-
-    def rows(self, start: int, stop: int) -> Array:
-        first = self.box.start[0]
-        return self.array[:, start - first : stop - first]
-
-    def done(self, stop: int) -> None:
-        """Nothing is left to do."""

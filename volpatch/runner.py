@@ -23,11 +23,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from volpatch import machine
+from volpatch.blender import PHASES, Stats
 from volpatch.errors import RunError, SettingError, VolpatchError
 from volpatch.forms import show_bytes
 from volpatch.planner import CHUNKS_IN_FLIGHT, Plan
 from volpatch.progress import Progress, show_seconds
-from volpatch.region import PHASES, Stats, Stopped
+from volpatch.region import Stopped
 from volpatch.storage.opening import reading_limits
 from volpatch.storage.puts import Durability
 from volpatch.storage.source import Source

@@ -18,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch import machine
+from volpatch.blender import Stats, name_of
 from volpatch.errors import FunctionError, SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import Box, PatchGrid
-from volpatch.kernels import Ring, Tables, add, cut, finish
+from volpatch.kernels import Sums, blend, cut, finish
 from volpatch.planner import Plan, needed
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Read, Stats, Stopped, Stream, learn, name_of, read_padded
+from volpatch.region import Caller, Read, Stopped, Stream, learn, read_padded
 from volpatch.storage.source import Source
 from volpatch.storage.target import LayerWriter, TargetSpec, WorkTree
+from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
 Tick = Callable[[int], None]
@@ -132,7 +134,7 @@ class Worker:
         """
         recipe, grid = plan.recipe, plan.recipe.grid
         ranges = [
-            needed(axis, recipe.crop, a, b)
+            needed(axis, recipe.owns, a, b)
             for axis, a, b in zip(grid.axes, plan.box.start, plan.box.stop, strict=True)
         ]
         if not all(ranges):
@@ -259,11 +261,11 @@ def warm_up(recipe: Recipe) -> None:
     n = recipe.grid.ndim
     grid = PatchGrid((4,) * n, 2, 1)
     box = Box((0,) * n, grid.shape)
-    tables = Tables.of(grid, ("crop" if recipe.crop else "constant",) * n, box)
+    tables = Tables.of(replace(recipe, grid=grid), box)
     ids = np.zeros(1, dtype=np.int64)
     source = Ring.new(box, 4, 1, recipe.input_dtype if recipe.halves else recipe.source_dtype, 0)
     cut(source, tables, ids, np.zeros((1, 1, *grid.patch), recipe.input_dtype))
-    ring = Ring.new(box, 4, 1, recipe.accumulator, 0)
-    add(ring, tables, ids, np.zeros((1, 1, *grid.patch), recipe.known_result), select=recipe.crop)
+    sums = Sums.new(Ring.new(box, 4, 1, recipe.accumulator, 0), recipe.mode)
+    blend(sums, tables, ids, np.zeros((1, 1, *grid.patch), recipe.known_result), recipe.mode)
     if not recipe.finalizes:
-        finish(ring.array, np.zeros(ring.array.shape, recipe.out_dtype))
+        finish(sums.values.array, np.zeros(sums.values.array.shape, recipe.out_dtype))

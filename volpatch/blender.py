@@ -1,0 +1,236 @@
+"""Blend patches over one region, and hand over the planes that are finished.
+
+The accumulator is a ring of planes: it holds the planes that the current row of patches
+reaches, and no others. Values are added in raster order of the patches, whatever the
+region, so that no bit depends on it. Where patches were skipped, or NaNs left out, only
+the voxels that such a hole touches are divided by the shares that came.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch.errors import FunctionError
+from volpatch.geometry import AxisGrid, Box
+from volpatch.kernels import FAR, Sums, blend, finish, touch
+from volpatch.recipe import Mode, Recipe
+from volpatch.tables import Ring, Tables
+
+Array = NDArray[Any]
+Finalize = Callable[[Array], Array]
+PHASES = ("read", "cut", "function", "blend", "write")
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a region did; sums over regions are made with `+=`."""
+
+    patches: int = 0
+    calls: int = 0
+    clipped: int = 0
+    voxels_read: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to a phase."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - begin
+
+    def __iadd__(self, other: Stats) -> Stats:
+        self.patches += other.patches
+        self.calls += other.calls
+        self.clipped += other.clipped
+        self.voxels_read += other.voxels_read
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] += seconds
+        return self
+
+
+class Sink(Protocol):
+    """Where finished planes go: an array in memory, or whole write units of a store."""
+
+    def limit(self, plane: int) -> int:
+        """End of the layer that `plane` lies in; rows are never asked beyond it."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Array:
+        """(channels, stop - start, *face) of the output dtype, to be filled in."""
+        ...
+
+    def done(self, stop: int) -> None:
+        """All planes before `stop` have their final values."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySink:
+    """Finished planes go into an array of the region's extent, (channels, *box.shape)."""
+
+    array: Array
+    box: Box
+
+    def limit(self, plane: int) -> int:
+        return self.box.stop[0]
+
+    def rows(self, start: int, stop: int) -> Array:
+        first = self.box.start[0]
+        return self.array[:, start - first : stop - first]
+
+    def done(self, stop: int) -> None:
+        """Nothing is left to do."""
+
+
+class Blender:
+    """The accumulator of one region. Patches come row by row, in raster order.
+
+    Parameters
+    ----------
+    recipe : complete, so that dtypes and channels are known.
+    box : the region, in voxels of the patched axes.
+    planes : of the ring; the patch's extent suffices where rows come in order.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        box: Box,
+        tables: Tables,
+        sink: Sink,
+        *,
+        finalize: Finalize | None = None,
+        stats: Stats | None = None,
+        planes: int | None = None,
+    ) -> None:
+        self.recipe, self.box, self.tables, self.sink = recipe, box, tables, sink
+        self.finalize, self.stats = finalize, stats if stats is not None else Stats()
+        self.mode = recipe.mode
+        planes = min(planes or recipe.grid.patch[0], box.shape[0])
+        ring = Ring.new(box, planes, recipe.channels_out or 1, recipe.accumulator, 0)
+        self.sums = Sums.new(ring, self.mode)
+        bounds = zip(recipe.grid.axes, box.start, box.stop, strict=True)
+        self.covered = [covered(a, p, q) for a, p, q in bounds]
+        self.done = box.start[0]
+
+    def add(self, ids: NDArray[np.int64], values: Array) -> None:
+        """Blend the values (B, [channels,] *patch) of the patches `ids`."""
+        if len(ids):
+            blend(self.sums, self.tables, ids, values, self.mode, omit=self.recipe.omits)
+
+    def skip(self, ids: NDArray[np.int64]) -> None:
+        """Note that the patches `ids` are not there."""
+        if len(ids) and self.mode is Mode.PRESENT:
+            touch(self.sums, self.tables, ids)
+
+    def first_plane(self, row: int) -> int:
+        """First plane that patches of lattice row `row`, or of a later one, reach."""
+        axis = self.recipe.grid.axes[0]
+        return axis.own(row)[0] if self.mode is Mode.SELECT else axis.start(row)
+
+    def hand_over(self, upto: int) -> None:
+        """Give the planes up to `upto` to the sink, and clear them for the next rows."""
+        upto = min(upto, self.box.stop[0])
+        ring = self.sums.values
+        while self.done < upto:
+            stop = min(upto, self.sink.limit(self.done), self.done + ring.planes)
+            with self.stats.clock("blend"):
+                for start, piece in ring.runs(self.done, stop):
+                    first = (start - ring.origin[0]) % ring.planes
+                    at = (slice(None), slice(first, first + piece.shape[1]))
+                    out = self.sink.rows(start, start + piece.shape[1])
+                    bare = self._settled(piece, at)
+                    self.stats.clipped += finish(self._finalized(piece), out)
+                    piece[...] = 0
+                    self._fill(out, start, bare)
+            self.done = stop
+            with self.stats.clock("write"):
+                self.sink.done(stop)
+
+    def _settled(self, piece: Array, at: tuple[slice, ...]) -> Array | None:
+        """Divide where a hole was; gives the voxels without any value, clears the marks."""
+        if self.mode in (Mode.ADD, Mode.SELECT):
+            return None
+        bare: Array
+        shape = self.sums.values.array.shape
+        if self.mode is Mode.NEAREST:
+            nearest = self.sums.nearest.reshape(shape)[at]
+            bare = nearest == FAR
+            nearest[...] = FAR
+            return bare
+        marks = self.sums.touched.reshape(shape)[at]
+        if self.mode is not Mode.PRESENT:
+            bare = marks == 0
+            marks[...] = 0
+            return bare
+        present = self.sums.present.reshape(shape)[at]
+        hole = marks != 0
+        bare = hole & (present == 0)
+        if self.recipe.averages:
+            hole &= ~bare
+            piece[hole] /= present[hole]
+        present[...] = 0
+        marks[...] = 0
+        return bare
+
+    def _finalized(self, piece: Array) -> Array:
+        if self.finalize is None:
+            return piece
+        return finalized(self.finalize, self.recipe, piece.astype(self.recipe.blended_dtype))[0]
+
+    def _fill(self, out: Array, start: int, bare: Array | None) -> None:
+        """Put `fill` where no patch of the grid comes, or none that comes has a value."""
+        first = start - self.box.start[0]
+        masks = [self.covered[0][first : first + out.shape[1]], *self.covered[1:]]
+        if not all(mask.all() for mask in masks):
+            out[:, ~functools.reduce(np.logical_and.outer, masks)] = self.recipe.fill_value
+        if bare is not None and bare.any():
+            same = bare.shape == out.shape and not self.recipe.finalizes
+            where: Any = bare if same else (slice(None), bare.all(axis=0))
+            out[where] = self.recipe.fill_value
+
+
+def covered(axis: AxisGrid, start: int, stop: int) -> NDArray[np.bool_]:
+    """Whether any patch covers each voxel of [start, stop) along one axis."""
+    found = np.zeros(stop - start, dtype=bool)
+    for number in axis.touching(start, stop):
+        first = axis.start(number) - start
+        found[max(0, first) : max(0, first + axis.patch)] = True
+    return found
+
+
+def finalized(finalize: Finalize, recipe: Recipe, block: Array) -> tuple[Array, int | None]:
+    """What `finalize` makes of a block (channels, *shape), and its number of channels."""
+    spatial = block.shape[1:]
+    given = block if recipe.channels_out is not None else block[0]
+    try:
+        result = finalize(given)
+    except (Exception, SystemExit) as error:
+        raise FunctionError(
+            f"finalize {name_of(finalize)} raised {type(error).__name__} on a block of shape "
+            f"{given.shape}: {error or 'no message'}"
+        ) from error
+    shape = np.shape(result)
+    channels = shape[: len(shape) - len(spatial)]
+    if not isinstance(result, np.ndarray) or shape != (*channels[:1], *spatial):
+        raise FunctionError(
+            f"finalize {name_of(finalize)} returned {type(result).__name__} of shape {shape} for a "
+            f"block of shape {given.shape}; it must be an array that keeps the axes {spatial}"
+        )
+    return result.reshape(-1, *spatial), (channels[0] if channels else None)
+
+
+def name_of(function: Any) -> str:
+    """How a function is called in messages."""
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__qualname__", None) or type(inner).__name__
