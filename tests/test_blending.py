@@ -435,7 +435,9 @@ def test_a_function_must_keep_its_dtype():
 
 
 def test_only_arrays_are_taken():
-    with pytest.raises(SettingError, match=r"takes a numpy array, got builtins\.list"):
+    with pytest.raises(
+        SettingError, match=r"takes a numpy, dask or xarray array, got builtins\.list"
+    ):
         map_patches(identity, [[1.0]], 1)
     with pytest.raises(SettingError, match="complex64 is not supported"):
         map_patches(identity, np.zeros((4, 4), "complex64"), 2)

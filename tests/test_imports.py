@@ -26,7 +26,7 @@ ROOMS = (
         "progress",
         "runner",
     ),
-    *("api", "job", "view", "demo", "cli", "__main__"),
+    *("sampling", "merger", "lazy", "arrays", "api", "job", "view", "demo", "cli", "__main__"),
 )
 HEAVY = {"torch", "matplotlib", "distributed", "nibabel", "h5py", "pydicom", "scipy"}
 ARRAYS = {"numpy", "dask", "zarr", "xarray", "numba"}

@@ -8,9 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from volpatch.api import map_patches as map_patches
     from volpatch.api import plan as plan
     from volpatch.api import run as run
+    from volpatch.arrays import coverage as coverage
+    from volpatch.arrays import extract as extract
+    from volpatch.arrays import map_patches as map_patches
+    from volpatch.arrays import merge as merge
     from volpatch.errors import FunctionError as FunctionError
     from volpatch.errors import GridError as GridError
     from volpatch.errors import MemoryLimitError as MemoryLimitError
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from volpatch.geometry import Box as Box
     from volpatch.geometry import PatchGrid as PatchGrid
     from volpatch.job import run_job as run_job
+    from volpatch.merger import Merger as Merger
     from volpatch.planner import Plan as Plan
     from volpatch.runner import RunReport as RunReport
     from volpatch.storage.opening import open_volume as open_volume
@@ -29,7 +33,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "volpatch.api": ["map_patches", "plan", "run"],
+    "volpatch.api": ["plan", "run"],
+    "volpatch.arrays": ["coverage", "extract", "map_patches", "merge"],
+    "volpatch.merger": ["Merger"],
     "volpatch.job": ["run_job"],
     "volpatch.planner": ["Plan"],
     "volpatch.runner": ["RunReport"],

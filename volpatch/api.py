@@ -1,4 +1,4 @@
-"""What users call. The only place that asks what kind of array it was given."""
+"""What users call for volumes on disk: lay out a run, and run it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch import machine
+from volpatch.arrays import make_recipe
 from volpatch.errors import GridError, SettingError, SourceError
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
-from volpatch.geometry import PatchGrid, per_axis
-from volpatch.holes import make_skips
-from volpatch.layout import Layout, default_dims
-from volpatch.memory import map_array
+from volpatch.geometry import per_axis
+from volpatch.layout import Layout
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
 from volpatch.planner import BACKENDS, Plan, Volume, fit
-from volpatch.recipe import Recipe, check_dtype
+from volpatch.recipe import Recipe
 from volpatch.runner import RunReport, execute
 from volpatch.storage.opening import open_source, source_of
 from volpatch.storage.puts import Durability, check_target
 from volpatch.storage.source import Source
 from volpatch.storage.target import TargetSpec
-from volpatch.window import windows_per_axis
 from volpatch.work import Functions, Trial
 
 if TYPE_CHECKING:
@@ -41,125 +39,6 @@ DEFAULT_PATCH = 64
 DEFAULT_CHUNKS = {1: (2**18,), 2: (512, 512), 3: (64, 128, 128)}
 CHUNK_BYTES = (2**16, 2**25)
 THIN = 8
-
-
-def make_recipe(
-    layout: Layout,
-    roi_shape: Sequence[int],
-    source_dtype: Any,
-    patch: Sizes,
-    *,
-    finalizes: bool = False,
-    **options: Unpack[BlendOptions],
-) -> Recipe:
-    """The recipe that the user's words for one volume amount to."""
-    check_names(options, BlendOptions)
-    dims = layout.patched_dims
-    grid = PatchGrid(
-        layout.patched_shape,
-        by_axis(patch, dims, "patch"),
-        by_axis(options.get("stride"), dims, "stride"),
-        overlap=by_axis(options.get("overlap"), dims, "overlap"),
-        edge=by_axis(options.get("edge", "shift"), dims, "edge"),
-        offset=by_axis(options.get("offset", 0), dims, "offset"),
-    )
-    source = check_dtype(source_dtype, "the source's dtype")
-    dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
-    reduce, window = options.get("reduce", "mean"), options.get("window")
-    if window is None:
-        window = "hann" if reduce == "mean" else "constant"
-    return Recipe(
-        grid,
-        windows_per_axis(by_axis(window, dims, "window"), grid.ndim),
-        source,
-        source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
-        channels_in=None if layout.channel is None else roi_shape[layout.channel],
-        batch_size=options.get("batch_size"),
-        channels_out=options.get("out_channels"),
-        dtype=None if dtype is None else check_dtype(dtype, "dtype"),
-        finalizes=finalizes,
-        fill=options.get("fill"),
-        pad_mode=options.get("pad_mode", "reflect"),
-        pad_value=options.get("pad_value", 0),
-        reduce=reduce,
-        nan=options.get("nan", "propagate"),
-        holes=options.get("mask") is not None or options.get("skip") is not None,
-    )
-
-
-def map_patches(
-    func: Callable[[Array], Any],
-    volume: Array,
-    patch: Sizes,
-    *,
-    channel_axis: int | None = None,
-    finalize: Callable[[Array], Array] | None = None,
-    roi: Any = None,
-    **options: Unpack[BlendOptions],
-) -> Array:
-    """Run a function over overlapping patches of an array and blend the results.
-
-    Parameters
-    ----------
-    func : callable
-        `func(patch) -> patch`, or with `batch_size` `func(batch) -> batch` with a leading
-        batch axis. It may return extra leading channels, and another dtype. It may write
-        into what it is given, which is valid during the call only.
-    volume : ndarray
-        Real numbers, any number of axes, (z, y, x) last.
-    patch : int or sequence of int
-        Patch size in voxels; a sequence patches the last axes, a number all of them.
-        Every index of the axes before is processed on its own.
-    channel_axis : int, optional
-        Axis that is handed whole to the function, before the patched axes.
-    finalize : callable, optional
-        Runs on blended blocks before they are rounded (argmax, threshold); pointwise.
-    roi : slices, optional
-        The part of the whole result that is wanted; the grid stays that of the volume.
-    **options
-        stride or overlap (default "50%"), window ("hann", "triangle", "gaussian",
-        "constant", "crop" or a function), edge ("shift", "pad", "drop"), dtype, offset,
-        batch_size, out_channels, input_dtype, fill, pad_mode, pad_value: see
-        `volpatch.options`. An integer result with a weighted window needs `dtype`.
-
-    Returns
-    -------
-    ndarray of the volume's shape (of the roi's, with `roi`); the function's channels come
-    right before the patched axes.
-
-    Raises
-    ------
-    GridError, SettingError
-        Settings that cannot be, before anything is computed.
-    FunctionError
-        The function raised, or gave back something unusable; names patch and box.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> image = np.arange(30, dtype=np.float32).reshape(5, 6)
-    >>> out = map_patches(lambda p: p + 1, image, patch=4, overlap="50%")
-    >>> bool(np.allclose(out, image + 1))
-    True
-    """
-    if not isinstance(volume, np.ndarray):
-        raise SettingError(
-            f"map_patches takes a numpy array, got {type(volume).__module__}."
-            f"{type(volume).__name__}; numpy.asarray(volume) makes one"
-        )
-    dims = default_dims(volume.ndim)
-    layout = Layout.of(dims, volume.shape, patch, channel_axis, named=False)
-    box = parse_roi(roi, dims, volume.shape)
-    recipe = make_recipe(
-        layout, box.shape, volume.dtype, patch, finalizes=finalize is not None, **options
-    )
-    holes = make_skips(
-        options.get("mask"),
-        options.get("skip"),
-        layout.patched_shape,
-        channels=layout.channel is not None,
-    )
-    return map_array(func, volume, layout, recipe, box, finalize, holes)
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""Apply a recipe to an array in memory, with the loops that every other path uses."""
+"""Apply a recipe to arrays in memory, with the loops that every other path uses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,80 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.blender import ArraySink, Finalize
+from volpatch.blender import ArraySink, Blender, Finalize
 from volpatch.geometry import Box
+from volpatch.kernels import cut
 from volpatch.layout import Layout
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Holes, Read, Stream
+from volpatch.region import Caller, Holes, Read, Stream, learn, reach_of, read_padded
+from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
+
+
+def map_box(
+    function: Callable[[Array], Any],
+    volume: Array,
+    origin: tuple[int, ...],
+    recipe: Recipe,
+    box: Box,
+    finalize: Finalize | None = None,
+    holes: Holes | None = None,
+) -> tuple[Array, Recipe]:
+    """The blended result (channels, *box) of a part of a volume, and what was learnt.
+
+    Parameters
+    ----------
+    volume : (channels, *extent), every voxel that patches touching `box` need.
+    origin : where in the whole volume its first voxel lies.
+    """
+    out: list[Array] = []
+
+    def sink(known: Recipe) -> ArraySink:
+        out.append(np.empty((known.out_channels or 1, *box.shape), known.out_dtype))
+        return ArraySink(out[0], box)
+
+    whole = not any(origin) and volume.shape[1:] == recipe.grid.shape
+    stream = Stream(
+        recipe,
+        box,
+        Caller(function),
+        sink,
+        volume if whole and _can_be_cut(volume, recipe) else reader(volume, origin),
+        layer=recipe.grid.patch[0],
+        finalize=finalize,
+        holes=holes,
+    )
+    stream.run()
+    return out[0], stream.recipe
+
+
+def map_lead(
+    function: Callable[[Array], Any],
+    array: Array,
+    origin: tuple[int, ...],
+    lead: int,
+    recipe: Recipe,
+    box: Box,
+    finalize: Finalize | None = None,
+    holes: Holes | None = None,
+) -> Array:
+    """`map_box` for every index of the first `lead` axes of (lead..., [channels,] *extent).
+
+    The first answer of the function settles what the recipe leaves open. The result has
+    the axes (lead..., [channels,] *box).
+    """
+    counts, extent = array.shape[:lead], array.shape[array.ndim - recipe.grid.ndim :]
+    out: Array | None = None
+    for place in np.ndindex(counts):
+        volume = array[place].reshape(-1, *extent)
+        part, recipe = map_box(function, volume, origin, recipe, box, finalize, holes)
+        if out is None:
+            out = np.empty((*counts, *part.shape), part.dtype)
+        out[place] = part
+    if out is None:
+        out = np.empty((*counts, recipe.out_channels or 1, *box.shape), recipe.out_dtype)
+    return out if recipe.out_channels is not None else out.reshape(*counts, *box.shape)
 
 
 def map_array(
@@ -26,53 +93,90 @@ def map_array(
     finalize: Finalize | None = None,
     holes: Holes | None = None,
 ) -> Array:
-    """The blended result over `roi`, with the axes (lead..., channels, patched...).
-
-    The first answer of the function settles what the recipe leaves open.
-    """
+    """The blended result over `roi`, with the axes (lead..., [channels,] patched...)."""
     box = Box(layout.pick(roi.start, layout.patched), layout.pick(roi.stop, layout.patched))
-    lead = [range(roi.start[i], roi.stop[i]) for i in layout.lead]
-    counts = tuple(len(r) for r in lead)
-    out: list[Array] = []
-
-    for place in np.ndindex(counts):
-        index = tuple(r[i] for r, i in zip(lead, place, strict=True))
-        volume = array[
-            layout.selection(index, roi, Box((0,) * len(box.start), layout.patched_shape))
-        ]
-        volume = volume.transpose(layout.order).reshape(-1, *layout.patched_shape)
-
-        def sink(known: Recipe, place: tuple[int, ...] = place) -> ArraySink:
-            if not out:
-                channels = known.out_channels or 1
-                out.append(np.empty((*counts, channels, *box.shape), known.out_dtype))
-            return ArraySink(out[0][place], box)
-
-        stream = Stream(
-            recipe,
-            box,
-            Caller(function),
-            sink,
-            _source(volume, recipe),
-            layer=recipe.grid.patch[0],
-            finalize=finalize,
-            holes=holes,
-        )
-        stream.run()
-        recipe = stream.recipe
-    if recipe.out_channels is None:
-        return out[0].reshape(*counts, *box.shape)
-    return out[0]
+    chosen = [slice(a, b) for a, b in zip(roi.start, roi.stop, strict=True)]
+    for axis in layout.patched:
+        chosen[axis] = slice(None)
+    volume = array[tuple(chosen)].transpose(layout.order)
+    origin = (0,) * recipe.grid.ndim
+    return map_lead(function, volume, origin, len(layout.lead), recipe, box, finalize, holes)
 
 
-def _source(volume: Array, recipe: Recipe) -> Array | Read:
-    """The volume itself where the kernels can cut from it, else a way to read from it."""
-    native = volume.dtype == recipe.source_dtype
-    inside = all(a.padded == a.size for a in recipe.grid.axes)
-    if volume.flags.c_contiguous and native and inside and not recipe.halves:
-        return volume
+def reader(volume: Array, origin: tuple[int, ...]) -> Read:
+    """A way to read boxes of the whole volume from the part of it that is there."""
 
     def read(box: Box, out: Array) -> None:
-        out[...] = volume[(slice(None), *box.slices)]
+        here = tuple(
+            slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, origin, strict=True)
+        )
+        out[...] = volume[(slice(None), *here)]
 
     return read
+
+
+def _can_be_cut(volume: Array, recipe: Recipe) -> bool:
+    """Whether the kernels can cut straight from the array."""
+    native = volume.dtype == recipe.source_dtype
+    inside = all(a.padded == a.size for a in recipe.grid.axes)
+    return volume.flags.c_contiguous and native and inside and not recipe.halves
+
+
+def cut_patches(
+    read: Read, recipe: Recipe, numbers: tuple[range, ...], out: Array | None = None
+) -> Array:
+    """The patches `numbers` (per axis) of a volume, (*lattice part, *patch)."""
+    grid = recipe.grid
+    counts = tuple(len(n) for n in numbers)
+    if out is None:
+        out = np.empty((*counts, *grid.patch), recipe.input_dtype)
+    if 0 in counts:
+        return out
+    reach = reach_of(grid, numbers)
+    ring = Ring.new(reach, reach.shape[0], 1, recipe.source_dtype)
+    read_padded(read, recipe, reach, ring.array)
+    ids = np.arange(int(np.prod(counts)))
+    flat = out.reshape(len(ids), 1, *grid.patch)
+    cut(ring, Tables.of(recipe, reach, numbers), ids, flat)
+    return out
+
+
+def merge_box(patches: Array, recipe: Recipe, numbers: tuple[range, ...], box: Box) -> Array:
+    """Blend patches (*lattice part, *patch), those with `numbers` per axis, over `box`."""
+    out = np.empty((1, *box.shape), recipe.out_dtype)
+    tables = Tables.of(recipe, box)
+    blender = Blender(recipe, box, tables, ArraySink(out, box))
+    here = tuple(
+        slice(mine.start - there.start, mine.stop - there.start)
+        for mine, there in zip(tables.numbers, numbers, strict=True)
+    )
+    needed = patches[here]
+    per_row = int(np.prod(tables.lattice[1:]))
+    for row, number in enumerate(tables.numbers[0]):
+        values = np.ascontiguousarray(needed[row])
+        blender.hand_over(blender.first_plane(number))
+        ids = np.arange(row * per_row, (row + 1) * per_row)
+        blender.add(ids, values.reshape(-1, *recipe.grid.patch))
+    blender.hand_over(box.stop[0])
+    blended: Array = out[0]
+    return blended
+
+
+def made_up(recipe: Recipe) -> Array:
+    """A batch that looks like patches: random, positive, no two voxels alike to speak of."""
+    shape = (recipe.batch_size or 1, recipe.channels_in or 1, *recipe.grid.patch)
+    rng = np.random.default_rng(0)
+    if recipe.input_dtype.kind == "f":
+        return rng.uniform(0.5, 1.5, shape).astype(recipe.input_dtype)
+    return rng.integers(1, 100, shape).astype(recipe.input_dtype)
+
+
+def learn_made_up(
+    function: Callable[[Array], Any], recipe: Recipe, finalize: Finalize | None
+) -> Recipe:
+    """The recipe with what one call on a made-up batch tells; nothing is read for it."""
+    if recipe.complete:
+        return recipe
+    first = recipe.grid[0] if len(recipe.grid) else Box((0,) * recipe.grid.ndim, recipe.grid.patch)
+    values = Caller(function)(recipe, made_up(recipe), lambda i: ((0,) * first.ndim, first))
+    return learn(recipe, values, finalize)

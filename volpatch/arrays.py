@@ -1,0 +1,494 @@
+"""What users call for arrays: NumPy in gives NumPy out, dask dask, xarray xarray.
+
+The only place that asks what kind of array it was given. Each verb takes the array
+apart (data, names of axes), works on NumPy or dask, and puts the answer together again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from volpatch import lazy
+from volpatch.blender import Finalize
+from volpatch.errors import GridError, SettingError
+from volpatch.forms import by_axis, parse_roi
+from volpatch.geometry import Box, PatchGrid
+from volpatch.holes import Skips, make_skips
+from volpatch.layout import Layout, default_dims
+from volpatch.memory import cut_patches, map_array, merge_box, reader
+from volpatch.options import BlendOptions, Sizes, check_names
+from volpatch.recipe import Recipe, check_dtype
+from volpatch.storage.opening import open_source
+from volpatch.window import Window, windows_per_axis
+
+Array = NDArray[Any]
+PATCH_SUFFIX = "_patch"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An array taken apart: its data (NumPy or dask), its axes' names, where it came from."""
+
+    data: Any
+    dims: tuple[str, ...]
+    origin: Any = None  # the DataArray, if it was one
+
+    @classmethod
+    def of(cls, array: Any, what: str) -> Labelled:
+        """Take an array apart, or say what was wanted."""
+        if hasattr(array, "dims") and hasattr(array, "variable"):
+            if is_dask(array.data):
+                lazy.check_chunks(array.data)
+            return cls(array.data, tuple(map(str, array.dims)), array)
+        if is_dask(array):
+            lazy.check_chunks(array)
+        if isinstance(array, np.ndarray) or is_dask(array):
+            return cls(array, default_dims(array.ndim))
+        kind = f"{type(array).__module__}.{type(array).__name__}"
+        if isinstance(array, str | os.PathLike):
+            hint = "open_volume(path) makes one of a path, and volpatch.run takes paths"
+        elif hasattr(array, "data_vars"):
+            hint = "map its variables one by one: dataset.map(lambda v: ...)"
+        else:
+            hint = "numpy.asarray(array) makes one"
+        raise SettingError(f"{what} takes a numpy, dask or xarray array, got {kind}; {hint}")
+
+    @property
+    def named(self) -> bool:
+        return self.origin is not None
+
+    @property
+    def lazy(self) -> bool:
+        return is_dask(self.data)
+
+
+def is_dask(array: Any) -> bool:
+    """Whether this is a dask array, without importing dask."""
+    return type(array).__module__.startswith("dask.array")
+
+
+def make_grid(
+    layout: Layout, patch: Any, stride: Any, overlap: Any, edge: Any, offset: Any
+) -> PatchGrid:
+    """The grid over the patched axes that sizes, or mappings by axis name, amount to."""
+    dims = layout.patched_dims
+    return PatchGrid(
+        layout.patched_shape,
+        by_axis(patch, dims, "patch"),
+        by_axis(stride, dims, "stride"),
+        overlap=by_axis(overlap, dims, "overlap"),
+        edge=by_axis(edge, dims, "edge"),
+        offset=by_axis(offset, dims, "offset"),
+    )
+
+
+def make_recipe(
+    layout: Layout,
+    roi_shape: Sequence[int],
+    source_dtype: Any,
+    patch: Sizes,
+    *,
+    finalizes: bool = False,
+    **options: Unpack[BlendOptions],
+) -> Recipe:
+    """The recipe that the user's words for one volume amount to."""
+    check_names(options, BlendOptions)
+    dims = layout.patched_dims
+    grid = make_grid(
+        layout,
+        patch,
+        options.get("stride"),
+        options.get("overlap"),
+        options.get("edge", "shift"),
+        options.get("offset", 0),
+    )
+    source = check_dtype(source_dtype, "the source's dtype")
+    dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
+    reduce, window = options.get("reduce", "mean"), options.get("window")
+    if window is None:
+        window = "hann" if reduce == "mean" else "constant"
+    return Recipe(
+        grid,
+        windows_per_axis(by_axis(window, dims, "window"), grid.ndim),
+        source,
+        source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
+        channels_in=None if layout.channel is None else roi_shape[layout.channel],
+        batch_size=options.get("batch_size"),
+        channels_out=options.get("out_channels"),
+        dtype=None if dtype is None else check_dtype(dtype, "dtype"),
+        finalizes=finalizes,
+        fill=options.get("fill"),
+        pad_mode=options.get("pad_mode", "reflect"),
+        pad_value=options.get("pad_value", 0),
+        reduce=reduce,
+        nan=options.get("nan", "propagate"),
+        holes=options.get("mask") is not None or options.get("skip") is not None,
+    )
+
+
+def map_patches(
+    func: Callable[[Array], Any],
+    volume: Any,
+    patch: Sizes,
+    *,
+    channel_axis: int | str | None = None,
+    finalize: Finalize | None = None,
+    roi: Any = None,
+    **options: Unpack[BlendOptions],
+) -> Any:
+    """Run a function over overlapping patches of an array and blend the results.
+
+    Parameters
+    ----------
+    func : callable
+        `func(patch) -> patch`, or with `batch_size` `func(batch) -> batch` with a leading
+        batch axis. It may return extra leading channels, and another dtype. It may write
+        into what it is given, which is valid during the call only.
+    volume : ndarray, dask array or DataArray
+        Real numbers, any number of axes, (z, y, x) last.
+    patch : int, sequence of int, or mapping by axis name
+        Patch size in voxels; a sequence patches the last axes, a number all of them (z, y
+        and x of a DataArray). Every index of the other axes is processed on its own.
+    channel_axis : int or name, optional
+        Axis that is handed whole to the function, before the patched axes.
+    finalize : callable, optional
+        Runs on blended blocks before they are rounded (argmax, threshold); pointwise.
+    roi : slices, optional
+        The part of the whole result that is wanted; the grid stays that of the volume.
+    **options
+        stride or overlap (default "50%"), window ("hann", "triangle", "gaussian",
+        "constant", "crop" or a function), edge ("shift", "pad", "drop"), dtype, offset,
+        batch_size, out_channels, input_dtype, fill, pad_mode, pad_value, mask, skip, nan,
+        reduce: see `volpatch.options`. An integer result with a weighted window needs `dtype`.
+
+    Returns
+    -------
+    The kind of array that came in, of the volume's shape (of the roi's, with `roi`); the
+    function's channels come right before the patched axes.
+
+    From dask the result is lazy: building it reads nothing (dtype and channels that are
+    not declared are found by one call on a made-up patch), a slice computes only its
+    patches, and there is a task for each chunk, not each patch. A chunk computes all
+    patches that touch it, so those over a border are computed in several: about
+    prod(1 + (patch - stride) / chunk) times the work. Rechunk to larger chunks to lower
+    that, or go extract -> map_blocks -> merge, where every patch is computed once.
+
+    Raises
+    ------
+    GridError, SettingError
+        Settings that cannot be, before anything is computed.
+    FunctionError
+        The function raised, or gave back something unusable; names patch and box.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(30, dtype=np.float32).reshape(5, 6)
+    >>> out = map_patches(lambda p: p + 1, image, patch=4, overlap="50%")
+    >>> bool(np.allclose(out, image + 1))
+    True
+    """
+    given = Labelled.of(volume, "map_patches")
+    shape = given.data.shape
+    layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
+    box = parse_roi(roi, given.dims, shape)
+    recipe = make_recipe(
+        layout, box.shape, given.data.dtype, patch, finalizes=finalize is not None, **options
+    )
+    holes = skips_of(options, layout)
+    if not given.lazy:
+        result: Any = map_array(func, np.asarray(given.data), layout, recipe, box, finalize, holes)
+        return _labelled(result, given, layout, box, recipe_channels(result, layout))
+    chosen = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+    whole = [slice(None) if i in layout.patched else s for i, s in enumerate(chosen)]
+    result = lazy.map_blocks(func, given.data[tuple(whole)], layout, recipe, finalize, holes)
+    patched = tuple(chosen[i] for i in layout.patched)
+    result = result[(..., *patched)]
+    return _labelled(result, given, layout, box, recipe_channels(result, layout))
+
+
+def recipe_channels(result: Any, layout: Layout) -> bool:
+    """Whether a result (lead..., [channels,] patched...) has channels."""
+    return bool(result.ndim > len(layout.lead) + len(layout.patched))
+
+
+def skips_of(options: Mapping[str, Any], layout: Layout) -> Skips | None:
+    """What the options mask and skip amount to."""
+    mask: Any = options.get("mask")
+    if isinstance(mask, str | os.PathLike):
+        mask = open_source(mask)
+    elif mask is not None and hasattr(mask, "variable"):
+        mask = mask.data
+    if is_dask(mask):
+        raise SettingError(
+            "the mask is a dask array, but it is looked at while blocks are computed; pass "
+            "mask.compute(), a coarser array, or the path of a stored volume"
+        )
+    return make_skips(
+        mask, options.get("skip"), layout.patched_shape, channels=layout.channel is not None
+    )
+
+
+def _labelled(result: Any, given: Labelled, layout: Layout, box: Box, channels: bool) -> Any:
+    """The result as a DataArray again, if it came from one."""
+    if not given.named:
+        return result
+    import xarray as xr
+
+    volume = given.origin
+    lead = [layout.dims[i] for i in layout.lead]
+    name = "c" if "c" not in lead else "channel"
+    dims = [*lead, *([name] if channels else []), *layout.patched_dims]
+    part = volume.isel(
+        {d: slice(a, b) for d, a, b in zip(given.dims, box.start, box.stop, strict=True)}
+    )
+    kept = {
+        key: coord
+        for key, coord in part.coords.items()
+        if all(d in dims and (d != name or name in lead) for d in coord.dims)
+    }
+    return xr.DataArray(result, dims=dims, coords=kept, name=volume.name, attrs=volume.attrs)
+
+
+def extract(
+    volume: Any,
+    patch: Sizes | PatchGrid,
+    *,
+    stride: Sizes | None = None,
+    overlap: Any = None,
+    edge: str | Sequence[str] = "shift",
+    offset: Sizes = 0,
+    pad_mode: str = "reflect",
+    pad_value: float = 0,
+) -> Any:
+    """All patches of an array.
+
+    Parameters
+    ----------
+    volume : ndarray, dask array or DataArray
+        (z, y, x) last; leading axes stay in front.
+    patch : int, sequence, mapping by axis name, or PatchGrid
+        As for `map_patches`; a grid says the rest, too.
+    stride, overlap, edge, offset, pad_mode, pad_value
+        As for `map_patches`.
+
+    Returns
+    -------
+    (lead..., *lattice, *patch) of the volume's dtype. From NumPy a read-only view without
+    any copy where the starts are regular, else a copy; lazy from dask. A DataArray has the
+    axes z_patch, y_patch, x_patch, z, y, x; coords say where each patch starts
+    (`z_start`, in voxels) and where its centre lies (`z_patch`, in the volume's units).
+
+    Raises
+    ------
+    GridError
+        Sizes that do not fit the volume, or a grid of another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(42.0).reshape(6, 7)
+    >>> patches = extract(image, (3, 3), stride=(3, 2))
+    >>> patches.shape, patches[1, 2].tolist()[0]
+    ((2, 3, 3, 3), [25.0, 26.0, 27.0])
+    """
+    given = Labelled.of(volume, "extract")
+    layout, grid = grid_over(given, patch, stride, overlap, edge, offset)
+    dtype = check_dtype(given.data.dtype, "the source's dtype")
+    recipe = Recipe(
+        grid,
+        ("constant",) * grid.ndim,
+        dtype,
+        dtype,
+        fill=0,
+        pad_mode=pad_mode,
+        pad_value=pad_value,
+    )
+    data = given.data.transpose(layout.order)
+    patches = lazy.extract_blocks(data, recipe) if given.lazy else _extract_array(data, recipe)
+    if not given.named:
+        return patches
+    import xarray as xr
+
+    dims = layout.patched_dims
+    lead = [layout.dims[i] for i in layout.lead]
+    coords: dict[str, Any] = {d: given.origin.coords[d] for d in lead if d in given.origin.coords}
+    for dim, axis in zip(dims, grid.axes, strict=True):
+        starts = np.asarray(axis.starts, dtype=np.int64)
+        coords[f"{dim}_start"] = (dim + PATCH_SUFFIX, starts)
+        coords[dim + PATCH_SUFFIX] = _centres(given.origin, dim, starts + (axis.patch - 1) / 2)
+    names = [*lead, *(d + PATCH_SUFFIX for d in dims), *dims]
+    return xr.DataArray(
+        patches, dims=names, coords=coords, name=given.origin.name, attrs=given.origin.attrs
+    )
+
+
+def _centres(volume: Any, dim: str, centres: Array) -> tuple[str, Array, dict[str, Any]]:
+    """Centres of patches as a coordinate, in the units of the volume's own."""
+    if dim not in volume.coords or volume.coords[dim].dtype.kind not in "iuf":
+        return dim + PATCH_SUFFIX, centres, {}
+    own = volume.coords[dim]
+    values = np.asarray(own.values, dtype=np.float64)
+    step = values[1] - values[0] if len(values) > 1 else 1.0
+    last = len(values) - 1
+    inside = np.interp(np.minimum(centres, last), np.arange(len(values)), values)
+    return dim + PATCH_SUFFIX, inside + step * np.maximum(centres - last, 0), dict(own.attrs)
+
+
+def grid_over(
+    given: Labelled, patch: Any, stride: Any, overlap: Any, edge: Any, offset: Any
+) -> tuple[Layout, PatchGrid]:
+    """Roles of an array's axes, and the grid over the patched ones."""
+    shape = given.data.shape
+    if not isinstance(patch, PatchGrid):
+        layout = Layout.of(given.dims, shape, patch, named=given.named)
+        return layout, make_grid(layout, patch, stride, overlap, edge, offset)
+    if stride is not None or overlap is not None:
+        raise GridError("the grid says the stride already; give sizes, or a grid alone")
+    if tuple(shape[max(0, len(shape) - patch.ndim) :]) != patch.shape:
+        raise GridError(
+            f"the grid is for a volume of shape {patch.shape}, but the array has shape "
+            f"{tuple(shape)}; make the grid for the array's last axes"
+        )
+    return Layout.of(given.dims, shape, patch.patch, named=given.named), patch
+
+
+def _extract_array(array: Array, recipe: Recipe) -> Array:
+    grid = recipe.grid
+    lead = array.ndim - grid.ndim
+    if all(a.regular and a.padded == a.size for a in grid.axes) and 0 not in grid.lattice:
+        axes = tuple(range(lead, array.ndim))
+        views = np.lib.stride_tricks.sliding_window_view(array, grid.patch, axis=axes)
+        steps = tuple(slice(a.offset, a.start(a.count - 1) + 1, a.stride) for a in grid.axes)
+        return views[(slice(None),) * lead + steps]
+    out = np.empty((*array.shape[:lead], *grid.lattice, *grid.patch), array.dtype)
+    out = out.astype(recipe.source_dtype, copy=False)
+    rest = tuple(range(a.count) for a in grid.axes[1:])
+    for place in np.ndindex(array.shape[:lead]):
+        read = reader(array[place][None], (0,) * grid.ndim)
+        for row in range(grid.lattice[0]):
+            cut_patches(read, recipe, (range(row, row + 1), *rest), out[place][row : row + 1])
+    return out
+
+
+def merge(
+    patches: Any,
+    grid: PatchGrid,
+    *,
+    window: Window | Sequence[Window] | None = None,
+    dtype: DTypeLike | None = None,
+    reduce: str = "mean",
+    nan: str = "propagate",
+    fill: float | None = None,
+    chunks: Any = None,
+) -> Any:
+    """The volume that patches blend to; the inverse of `extract`.
+
+    Parameters
+    ----------
+    patches : ndarray, dask array or DataArray
+        (lead..., *lattice, *patch) of the grid.
+    grid : PatchGrid
+    window, dtype, reduce, nan, fill
+        As for `map_patches`; voxels that no patch covers need `fill`.
+    chunks : optional
+        Chunks of a lazy result; without, they follow the patches' lattice chunks.
+
+    Returns
+    -------
+    (lead..., *shape). With dask a patch that is computed once serves all blocks it
+    reaches.
+
+    Raises
+    ------
+    GridError
+        Patches of another grid, or voxels without a patch and no `fill`.
+    SettingError
+        Integer patches with a weighted window and no `dtype`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(42.0).reshape(6, 7)
+    >>> grid = PatchGrid(image.shape, 3, 2)
+    >>> bool(np.allclose(merge(extract(image, grid), grid), image))
+    True
+    """
+    given = Labelled.of(patches, "merge")
+    lead = lazy.check_patches(given.data.shape, grid)
+    kind = check_dtype(given.data.dtype, "the patches' dtype")
+    if window is None:
+        window = "hann" if reduce == "mean" else "constant"
+    recipe = lazy.merge_recipe(
+        grid,
+        windows_per_axis(window, grid.ndim),
+        kind,
+        dtype=None if dtype is None else check_dtype(dtype, "dtype"),
+        reduce=reduce,
+        nan=nan,
+        fill=fill,
+    )
+    if given.lazy:
+        merged = lazy.merge_blocks(given.data, recipe)
+        merged = merged if chunks is None else merged.rechunk(chunks)
+    else:
+        counts = given.data.shape[:lead]
+        merged = np.empty((*counts, *grid.shape), recipe.out_dtype)
+        box = Box((0,) * grid.ndim, grid.shape)
+        numbers = tuple(range(n) for n in grid.lattice)
+        for place in np.ndindex(counts):
+            part = np.asarray(given.data[place])
+            merged[place] = merge_box(part, recipe, numbers, box)
+    return _merged(merged, given, lead, grid)
+
+
+def _merged(merged: Any, given: Labelled, lead: int, grid: PatchGrid) -> Any:
+    """The merged volume as a DataArray, if the patches were one."""
+    if not given.named:
+        return merged
+    import xarray as xr
+
+    patches = given.origin
+    dims = [*given.dims[:lead], *given.dims[len(given.dims) - grid.ndim :]]
+    coords: dict[str, Any] = {d: patches.coords[d] for d in dims[:lead] if d in patches.coords}
+    for dim, axis in zip(dims[lead:], grid.axes, strict=True):
+        centres = patches.coords.get(dim + PATCH_SUFFIX)
+        if centres is not None and axis.count > 1 and axis.stride > 0:
+            step = float(centres[1] - centres[0]) / (axis.start(1) - axis.start(0))
+            first = float(centres[0]) - step * (axis.start(0) + (axis.patch - 1) / 2)
+            coords[dim] = (dim, first + step * np.arange(axis.size), dict(centres.attrs))
+    return xr.DataArray(merged, dims=dims, coords=coords, name=patches.name, attrs=patches.attrs)
+
+
+def coverage(grid: PatchGrid, *, chunks: Any = "auto") -> Any:
+    """How many patches cover each voxel, as a lazy dask array of int64.
+
+    >>> coverage(PatchGrid((6, 6), 4, 1)).compute()[0].tolist()
+    [1, 2, 3, 3, 2, 1]
+    """
+    import dask.array as da
+
+    sizes = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
+        chunks, grid.shape, dtype=np.int64
+    )
+    counts = []
+    for number, (axis, own) in enumerate(zip(grid.axes, sizes, strict=True)):
+        changes = np.zeros(axis.size + 1, dtype=np.int64)
+        for start in axis.starts:
+            changes[start] += 1
+            changes[min(start + axis.patch, axis.size)] -= 1
+        shape = [1] * grid.ndim
+        shape[number] = axis.size
+        along = np.cumsum(changes[:-1]).reshape(shape)
+        own_chunks = [own if n > 1 else 1 for n in shape]
+        counts.append(da.from_array(along, chunks=own_chunks))  # type: ignore[no-untyped-call]
+    total = counts[0]
+    for one in counts[1:]:
+        total = total * one
+    return total
