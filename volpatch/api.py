@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch import machine
-from volpatch.arrays import make_recipe
+from volpatch.arrays import make_recipe, skips_of
 from volpatch.errors import GridError, SettingError, SourceError
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
@@ -159,7 +159,7 @@ def run(
 
     return execute(
         draft,
-        Functions(function, setup, final, draft.calls),
+        Functions(function, setup, final, draft.calls, skips_of(options, draft.layout)),
         volume,
         settle=settle,
         overwrite=overwrite,

@@ -25,6 +25,7 @@ from volpatch.memory import cut_patches, map_array, merge_box, reader
 from volpatch.options import BlendOptions, Sizes, check_names
 from volpatch.recipe import Recipe, check_dtype
 from volpatch.storage.opening import open_source
+from volpatch.storage.source import Source
 from volpatch.window import Window, windows_per_axis
 
 Array = NDArray[Any]
@@ -222,7 +223,7 @@ def skips_of(options: Mapping[str, Any], layout: Layout) -> Skips | None:
     """What the options mask and skip amount to."""
     mask: Any = options.get("mask")
     if isinstance(mask, str | os.PathLike):
-        mask = open_source(mask)
+        mask = StoredMask(open_source(mask), len(layout.patched))
     elif mask is not None and hasattr(mask, "variable"):
         mask = mask.data
     if is_dask(mask):
@@ -233,6 +234,29 @@ def skips_of(options: Mapping[str, Any], layout: Layout) -> Skips | None:
     return make_skips(
         mask, options.get("skip"), layout.patched_shape, channels=layout.channel is not None
     )
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """The last axes of a stored volume, read as they are sliced."""
+
+    source: Source
+    ndim: int
+
+    def __post_init__(self) -> None:
+        lead = self.source.shape[: self.source.ndim - self.ndim]
+        if any(n != 1 for n in lead):
+            raise SettingError(
+                f"the mask {self.source.path} has shape {self.source.shape}, but only its last "
+                f"{self.ndim} axes may be longer than 1"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape[self.source.ndim - self.ndim :]
+
+    def __getitem__(self, box: tuple[slice, ...]) -> Array:
+        return self.source[(*(0,) * (self.source.ndim - self.ndim), *box)]
 
 
 def _labelled(result: Any, given: Labelled, layout: Layout, box: Box, channels: bool) -> Any:

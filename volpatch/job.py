@@ -53,6 +53,10 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "fill": recipe.fill,
         "pad_mode": recipe.pad_mode,
         "pad_value": recipe.pad_value,
+        "mask": _json_option(plan, "mask", str),
+        "skip": _json_option(plan, "skip", (int, float)),
+        "nan": recipe.nan,
+        "reduce": recipe.reduce,
         "channel_axis": None if layout.channel is None else layout.dims[layout.channel],
         "roi": ",".join(f"{d}={a}:{b}" for d, a, b in bounds),
         "chunks": named(plan.chunks),
@@ -77,6 +81,17 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "options": options,
         "figures": plan.to_json(),
     }
+
+
+def _json_option(plan: Plan, name: str, kind: Any) -> Any:
+    value = plan.words["options"].get(name)
+    if name == "mask" and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is not None and not isinstance(value, kind):
+        raise SettingError(
+            f"{name} cannot be saved with a plan as an object; give mask as a path, skip as a number"
+        )
+    return os.path.abspath(value) if isinstance(value, str) else value
 
 
 def _function_json(function: Any, what: str) -> dict[str, object] | None:

@@ -303,6 +303,8 @@ class Plan:
         if recipe.mode is not Mode.ADD and recipe.mode is not Mode.SELECT:
             beside = 8 if recipe.mode is Mode.NEAREST else recipe.accumulator.itemsize + 1
             terms["marks of holes"] = channels * acc_planes * face * beside
+        if recipe.holes:
+            terms["mask"] = 2 * patch[0] * math.prod(reach[1:])
         if recipe.finalizes:
             blended = channels * recipe.blended_dtype.itemsize + final * out
             terms["finalize"] = 2 * min(layer, acc_planes) * face * blended

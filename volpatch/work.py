@@ -23,9 +23,9 @@ from volpatch.errors import FunctionError, SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import Sums, blend, cut, finish
-from volpatch.planner import Plan, needed
+from volpatch.planner import Plan
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Read, Stopped, Stream, learn, read_padded
+from volpatch.region import Caller, Holes, Place, Read, Stopped, Stream, learn, read_padded
 from volpatch.storage.source import Source
 from volpatch.storage.target import LayerWriter, TargetSpec, WorkTree
 from volpatch.tables import Ring, Tables
@@ -33,6 +33,7 @@ from volpatch.tables import Ring, Tables
 Array = NDArray[Any]
 Tick = Callable[[int], None]
 TICK_SECONDS = 0.1
+TRIAL_PATCHES = 256  # looked at before a volume counts as skipped throughout
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Functions:
     setup: Callable[..., Any] | None = None
     finalize: Callable[..., Any] | FunctionSpec | None = None
     calls: int | None = None
+    holes: Holes | None = None
 
     @property
     def made_once(self) -> bool:
@@ -103,6 +105,7 @@ class Worker:
         self.source = source
         self.function = functions.load()
         self.finalize = functions.load_finalize()
+        self.holes = functions.holes
         calls = functions.calls or (1 if functions.made_once else None)
         gate: AbstractContextManager[Any] = threading.Semaphore(calls) if calls else nullcontext()
         self.caller = Caller(self.function, gate)
@@ -127,32 +130,22 @@ class Worker:
         return read
 
     def trial(self, plan: Plan) -> Trial:
-        """Run the function twice on a batch from the middle of the volume.
+        """Run the function twice on a batch of a patch from the middle of the volume.
 
         The first call pays for what is loaded on first use; the second shows what a call
         takes. Every loop that the run needs is compiled on the way.
         """
-        recipe, grid = plan.recipe, plan.recipe.grid
-        ranges = [
-            needed(axis, recipe.owns, a, b)
-            for axis, a, b in zip(grid.axes, plan.box.start, plan.box.stop, strict=True)
-        ]
-        if not all(ranges):
+        recipe = plan.recipe
+        lead, _ = plan.region_box(0)
+        found = self._trial_patch(plan, self.read(plan, lead))
+        if found is None:  # nothing will be called
             known = replace(recipe, result_dtype=recipe.known_result)
             return Trial(known, 0, machine.resident_bytes(), 0.0)
-        middle = tuple(r[len(r) // 2] for r in ranges)
-        first, last = middle[-1], min(middle[-1] + (recipe.batch_size or 1), ranges[-1].stop)
-        boxes = [grid.box((*middle[:-1], i)) for i in range(first, last)]
-        lead, _ = plan.region_box(0)
-        read = self.read(plan, lead)
-        batch = np.empty((len(boxes), recipe.channels_in or 1, *grid.patch), recipe.input_dtype)
-        for patch, box in zip(batch, boxes, strict=True):
-            values = np.empty(patch.shape, recipe.source_dtype)
-            read_padded(read, recipe, box, values)
-            patch[...] = values
+        place, patch = found
+        batch = np.repeat(patch[None], recipe.batch_size or 1, axis=0)
 
         def call(known: Recipe) -> Array:
-            return self.caller(known, batch.copy(), lambda i: ((*middle[:-1], first + i), boxes[i]))
+            return self.caller(known, batch.copy(), lambda i: place)
 
         recipe = learn(recipe, call(recipe), self.finalize)
         warm_up(recipe)
@@ -160,6 +153,38 @@ class Worker:
         begin = time.perf_counter()
         taken = machine.growth(lambda: call(recipe))
         return Trial(recipe, taken, resident, time.perf_counter() - begin)
+
+    def _trial_patch(self, plan: Plan, read: Read) -> tuple[Place, Array] | None:
+        """The patch nearest to the middle that is not skipped, (channels, *patch)."""
+        recipe, grid = plan.recipe, plan.recipe.grid
+        tables = Tables.of(recipe, plan.box)
+        if not all(len(n) for n in tables.numbers):
+            return None
+        rows = range(len(tables.numbers[0]))
+        middles = np.array([len(n) // 2 for n in tables.numbers])
+        tries = 0
+        for row in sorted(rows, key=lambda r: abs(r - int(middles[0]))):
+            for others in self._wanted(tables, row, middles[1:]):
+                where = (row, *others)
+                position = tuple(n[k] for n, k in zip(tables.numbers, where, strict=True))
+                patch = np.empty((recipe.channels_in or 1, *grid.patch), recipe.source_dtype)
+                read_padded(read, recipe, grid.box(position), patch)
+                given = patch.astype(recipe.input_dtype)
+                if self.holes is None or not self.holes.skips(given):
+                    return (position, grid.box(position)), given
+                tries += 1
+                if tries == TRIAL_PATCHES:
+                    return None
+        return None
+
+    def _wanted(self, tables: Tables, row: int, middle: Array) -> list[tuple[int, ...]]:
+        """Places within a row of patches that a mask keeps, the nearest to the middle first."""
+        kept = None if self.holes is None else self.holes.kept(tables, row)
+        if kept is None:
+            return [tuple(middle.tolist())]
+        places = np.argwhere(kept)
+        order = np.argsort(np.abs(places - middle).sum(axis=1), kind="stable")
+        return [tuple(p) for p in places[order[:TRIAL_PATCHES]].tolist()]
 
     def region(
         self,
@@ -196,6 +221,7 @@ class Worker:
                 self.read(plan, lead),
                 layer=plan.read_layer,
                 finalize=self.finalize,
+                holes=self.holes,
                 tick=ticks.add,
                 stop=stop,
             )

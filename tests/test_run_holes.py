@@ -1,0 +1,87 @@
+"""Masks, skips and NaN rules in store-to-store runs: the bits of memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.test_blending import distinct
+from volpatch import SettingError, map_patches, open_volume, run
+from volpatch.region import RingInput
+
+
+@pytest.fixture
+def stored(tmp_path):
+    volume = distinct((40, 36, 30))
+    array = zarr.create_array(
+        tmp_path / "in.zarr", shape=volume.shape, chunks=(8, 16, 16), dtype="f4"
+    )
+    array[:] = volume
+    mask = np.zeros((20, 18, 15), "uint8")
+    mask[3:9, 4:12, 2:9] = 1
+    kept = zarr.create_array(tmp_path / "mask.zarr", shape=mask.shape, chunks=(8, 8, 8), dtype="u1")
+    kept[:] = mask
+    return tmp_path, volume, mask
+
+
+@pytest.mark.parametrize("window", ["hann", "crop"])
+@pytest.mark.parametrize("region", [(16, 16, 16), (40, 48, 32)])
+def test_a_masked_run_has_the_bits_of_memory(stored, window, region):
+    folder, volume, mask = stored
+    options = {"patch": 8, "stride": 4, "window": window, "fill": -3.0}
+    report = run(
+        np.sqrt,
+        folder / "in.zarr",
+        folder / "out.zarr",
+        mask=folder / "mask.zarr",
+        chunks=(8, 16, 16),
+        region=region,
+        **options,
+    )
+    wanted = map_patches(np.sqrt, volume, mask=mask, **options)
+    np.testing.assert_array_equal(open_volume(folder / "out.zarr").values, wanted)
+    assert 0 < report.stats.patches < 9 * 8 * 7
+
+
+def test_skip_by_number_and_omitted_nans(stored):
+    folder, volume, _ = stored
+
+    def holey(patch):
+        return np.where(patch % 3 == 0, np.nan, patch)
+
+    options = {"patch": 8, "stride": 4, "skip": float(np.median(volume)), "nan": "omit"}
+    run(
+        holey,
+        folder / "in.zarr",
+        folder / "out.zarr",
+        region=(16, 16, 32),
+        chunks=(8, 16, 16),
+        **options,
+    )
+    np.testing.assert_array_equal(
+        open_volume(folder / "out.zarr").values, map_patches(holey, volume, **options)
+    )
+
+
+def test_where_a_whole_region_is_skipped_nothing_is_read(stored, monkeypatch):
+    folder, volume, _ = stored
+    mask = np.zeros((1, 1, 1), bool)
+    monkeypatch.setattr(RingInput, "load", lambda *args: pytest.fail("something was read"))
+    run(
+        lambda p: p,
+        folder / "in.zarr",
+        folder / "out.zarr",
+        patch=8,
+        mask=mask,
+        fill=1.0,
+        dtype="float32",
+    )
+    assert (open_volume(folder / "out.zarr").values == 1).all()
+
+
+def test_a_mask_that_does_not_fit_is_refused_before_anything_is_written(stored):
+    folder, _, _ = stored
+    with pytest.raises(SettingError, match=r"mask has shape \(41, 1, 1\)"):
+        run(np.sqrt, folder / "in.zarr", folder / "out.zarr", mask=np.ones((41, 1, 1)))
+    assert sorted(p.name for p in folder.iterdir()) == ["in.zarr", "mask.zarr"]
