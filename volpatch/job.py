@@ -89,7 +89,7 @@ def _json_option(plan: Plan, name: str, kind: Any) -> Any:
         value = os.fspath(value)
     if value is not None and not isinstance(value, kind):
         raise SettingError(
-            f"{name} cannot be saved with a plan as an object; give mask as a path, skip as a number"
+            f"{name} cannot be saved with a plan; give a mask as a path, skip as a number"
         )
     return os.path.abspath(value) if isinstance(value, str) else value
 

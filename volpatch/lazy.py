@@ -226,7 +226,7 @@ def extract_blocks(array: Any, recipe: Recipe) -> Any:
     lead = array.ndim - grid.ndim
     if 0 in grid.lattice:
         shape = (*array.shape[:lead], *grid.lattice, *grid.patch)
-        return da.zeros(shape, dtype=array.dtype)  # type: ignore[no-untyped-call]
+        return da.zeros(shape, dtype=array.dtype)
     depth = [(a.patch - 1 if a.padded > a.size else 0, a.patch - 1) for a in grid.axes]
     sizes = [
         join(
