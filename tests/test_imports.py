@@ -11,7 +11,8 @@ import volpatch
 ROOT = Path(volpatch.__file__).parent
 # A room may import those before it. A new module fails until somebody places it here.
 ROOMS = (
-    *("errors", "geometry", "window", "forms", "layout", "options", "recipe", "machine", "planner"),
+    *("errors", "html", "geometry", "window", "forms", "layout", "options", "recipe"),
+    *("machine", "planner"),
     *(
         "tables",
         "kernels",
@@ -26,7 +27,8 @@ ROOMS = (
         "progress",
         "runner",
     ),
-    *("sampling", "merger", "lazy", "arrays", "api", "job", "view", "demo", "cli", "__main__"),
+    *("sampling", "merger", "lazy", "arrays", "writing", "api", "job", "view", "demo", "cli"),
+    "__main__",
 )
 HEAVY = {"torch", "matplotlib", "distributed", "nibabel", "h5py", "pydicom", "scipy"}
 ARRAYS = {"numpy", "dask", "zarr", "xarray", "numba"}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from volpatch.planner import Plan as Plan
     from volpatch.runner import RunReport as RunReport
     from volpatch.storage.opening import open_volume as open_volume
+    from volpatch.writing import to_zarr as to_zarr
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _PLACES = {
     "volpatch.planner": ["Plan"],
     "volpatch.runner": ["RunReport"],
     "volpatch.storage.opening": ["open_volume"],
+    "volpatch.writing": ["to_zarr"],
     "volpatch.geometry": ["Box", "PatchGrid"],
     "volpatch.errors": [
         "FunctionError",

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 from numpy.typing import NDArray
 
 from volpatch import machine
@@ -19,10 +18,9 @@ from volpatch.errors import GridError, SettingError, SourceError
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import per_axis
-from volpatch.layout import Layout
+from volpatch.layout import Layout, write_units
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
 from volpatch.planner import BACKENDS, Plan, Volume, fit
-from volpatch.recipe import Recipe
 from volpatch.runner import RunReport, execute
 from volpatch.storage.opening import open_source, source_of
 from volpatch.storage.puts import Durability, check_target
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Function = Callable[..., Any] | FunctionSpec | str
 DEFAULT_PATCH = 64
-DEFAULT_CHUNKS = {1: (2**18,), 2: (512, 512), 3: (64, 128, 128)}
-CHUNK_BYTES = (2**16, 2**25)
-THIN = 8
 
 
 def plan(
@@ -219,7 +214,14 @@ def _draft(
         raise SettingError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     memory, func_memory = options.get("memory_limit"), options.get("func_memory")
     box = [roi.shape[i] for i in layout.patched]
-    chunks, shards = _write_units(source, layout, box, recipe, options)
+    chunks, shards = write_units(
+        layout.patched_dims,
+        box,
+        layout.pick(source.chunks, layout.patched),
+        recipe.out_dtype.itemsize,
+        chunks=options.get("chunks"),
+        shards=options.get("shards"),
+    )
     volume = Volume(
         source.path,
         source.level,
@@ -258,25 +260,6 @@ def _operation_dtype(function: Any, source: Source) -> Any:
     if operation is None:
         return None
     return source.dtype if operation.dtype == "source" else operation.dtype
-
-
-def _write_units(
-    source: Source, layout: Layout, box: Sequence[int], recipe: Recipe, options: JobOptions
-) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Chunks and shards of the output along the patched axes."""
-    dims, n = layout.patched_dims, len(box)
-    asked, shards = options.get("chunks"), options.get("shards")
-    if asked is not None:
-        chunks = per_axis(by_axis(asked, dims, "chunks"), n, "chunks")
-    else:
-        chunks = layout.pick(source.chunks, layout.patched)
-        size = int(np.prod(chunks)) * recipe.out_dtype.itemsize
-        thin = any(c < min(THIN, b) for c, b in zip(chunks, box, strict=True))
-        if thin or not CHUNK_BYTES[0] <= size <= CHUNK_BYTES[1]:
-            chunks = DEFAULT_CHUNKS.get(n, (16,) * (n - 3) + DEFAULT_CHUNKS[3])
-    if shards is not None:
-        return tuple(chunks), per_axis(by_axis(shards, dims, "shards"), n, "shards")
-    return tuple(min(c, b) for c, b in zip(chunks, box, strict=True)), None
 
 
 def _fitted(draft: Plan) -> Plan:

@@ -22,11 +22,14 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any, Generic, TypeVar, overload
 
 from volpatch.errors import GridError
+from volpatch.html import table
 
 EDGES = ("shift", "pad", "drop")
 PAD_MODES = ("reflect", "symmetric", "edge", "constant")
 DEFAULT_OVERLAP = "50%"
 AXIS_NAMES = "zyx"
+
+_GRID_FIELDS = ("shape", "patch", "stride", "edge", "offset")
 
 T = TypeVar("T")
 Overlap = int | float | str
@@ -491,10 +494,18 @@ class PatchGrid(Sequence[Box]):
         """Number of voxels that no patch covers."""
         return math.prod(self.shape) - math.prod(a.covered for a in self.axes)
 
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [(name, getattr(self, name)) for name in _GRID_FIELDS]
+        rows += [
+            ("patches", f"{len(self):,} on a lattice of {self.lattice}"),
+            ("visits per voxel", f"{self.visits_per_voxel:.1f}, at most {self.most_visits:,}"),
+            ("without a patch", f"{self.uncovered:,} voxels"),
+        ]
+        return table(type(self).__name__, rows)
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `PatchGrid.from_json` gives the same grid back."""
-        names = ("shape", "patch", "stride", "edge", "offset")
-        return {name: list(getattr(self, name)) for name in names}
+        return {name: list(getattr(self, name)) for name in _GRID_FIELDS}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PatchGrid:

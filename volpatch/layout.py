@@ -6,16 +6,21 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from volpatch.errors import GridError, SettingError
-from volpatch.geometry import Box
+from volpatch.forms import by_axis
+from volpatch.geometry import Box, per_axis
 
 SPATIAL = ("z", "y", "x")
 POSITIONAL = ("t", "c", *SPATIAL)
+DEFAULT_CHUNKS = {1: (2**18,), 2: (512, 512), 3: (64, 128, 128)}
+CHUNK_BYTES = (2**16, 2**25)
+THIN = 8
 
 
 def default_dims(ndim: int) -> tuple[str, ...]:
@@ -26,6 +31,42 @@ def default_dims(ndim: int) -> tuple[str, ...]:
     """
     extra = tuple(f"d{i}" for i in range(ndim - len(POSITIONAL)))
     return (*extra, *POSITIONAL[-ndim:])[-ndim:] if ndim else ()
+
+
+def write_units(
+    dims: Sequence[str],
+    sizes: Sequence[int],
+    own: Sequence[int] | None,
+    itemsize: int,
+    *,
+    chunks: Any = None,
+    shards: Any = None,
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Chunks and shards of an output along its patched axes.
+
+    Without `chunks`, the chunks that the input has of its `own` are kept, unless they are
+    thin, tiny or huge.
+
+    >>> write_units("zyx", (500, 500, 500), (1, 500, 500), 2)
+    ((64, 128, 128), None)
+    """
+    n = len(sizes)
+    if chunks is not None:
+        chosen = per_axis(by_axis(chunks, dims, "chunks"), n, "chunks")
+    elif own is not None and _handy(own, sizes, itemsize):
+        chosen = tuple(own)
+    else:
+        chosen = DEFAULT_CHUNKS.get(n, (16,) * (n - 3) + DEFAULT_CHUNKS[3])
+    if shards is not None:
+        return chosen, per_axis(by_axis(shards, dims, "shards"), n, "shards")
+    # what is no number is left for TargetSpec to refuse
+    pairs = zip(chosen, sizes, strict=True)
+    return tuple(min(c, b) if isinstance(c, int) else c for c, b in pairs), None
+
+
+def _handy(chunks: Sequence[int], sizes: Sequence[int], itemsize: int) -> bool:
+    thin = any(c < min(THIN, n) for c, n in zip(chunks, sizes, strict=True))
+    return not thin and CHUNK_BYTES[0] <= math.prod(chunks) * itemsize <= CHUNK_BYTES[1]
 
 
 @dataclass(frozen=True, slots=True)

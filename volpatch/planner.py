@@ -24,6 +24,7 @@ from typing import Any
 from volpatch.errors import MemoryLimitError, SettingError
 from volpatch.forms import show_bytes
 from volpatch.geometry import AxisGrid, Box
+from volpatch.html import table_of_text
 from volpatch.layout import Layout
 from volpatch.recipe import Mode, Recipe
 
@@ -39,6 +40,7 @@ FUNCTION_COPIES = 4
 DECODE_COST = 2
 BACKENDS = ("threads", "processes")
 MAX_FACES = 20_000
+NAME_WIDTH = 10  # of the first column of `explain`
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +340,9 @@ class Plan:
 
     def __repr__(self) -> str:
         return self.explain(short=True)
+
+    def _repr_html_(self) -> str:
+        return table_of_text("Plan", self.explain(), NAME_WIDTH)
 
     def explain(self, *, short: bool = False) -> str:
         """The plan for people; `short` leaves out the memory terms."""

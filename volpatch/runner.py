@@ -26,7 +26,8 @@ from volpatch import machine
 from volpatch.blender import PHASES, Stats
 from volpatch.errors import RunError, SettingError, VolpatchError
 from volpatch.forms import show_bytes
-from volpatch.planner import CHUNKS_IN_FLIGHT, Plan
+from volpatch.html import table_of_text
+from volpatch.planner import CHUNKS_IN_FLIGHT, NAME_WIDTH, Plan
 from volpatch.progress import Progress, show_seconds
 from volpatch.region import Stopped
 from volpatch.storage.opening import reading_limits
@@ -282,6 +283,9 @@ class RunReport:
             "predicted_bytes": self.predicted_bytes,
             "phase_seconds": dict(self.stats.seconds),
         }
+
+    def _repr_html_(self) -> str:
+        return table_of_text("Run", repr(self), NAME_WIDTH)
 
     def __repr__(self) -> str:
         busy = sum(self.stats.seconds.values()) or 1.0
