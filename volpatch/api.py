@@ -138,6 +138,8 @@ def run(
     """
     if (func is None) == (setup is None):
         raise SettingError("give one of func and setup: the function, or what makes it")
+    if durability not in ("full", "process"):
+        raise SettingError(f"durability must be 'full' or 'process'; got {durability!r}")
     volume = as_source(source, level)
     check_target(os.fspath(target), overwrite=overwrite, source_path=volume.path)
     function, final = _named(func), _named(finalize)

@@ -1,5 +1,6 @@
-"""A made-up specimen to try volpatch on: cells, fibres and vessels in a noisy light-sheet volume.
+"""A made-up specimen to try volpatch on, and the run that shows what volpatch does with it.
 
+The specimen is a noisy light-sheet volume of cells, fibres and vessels.
 Every voxel is a function of its position and the seed alone: cells sit on a jittered lattice and
 noise comes from hashing coordinates, so a volume of any size is made slab by slab, in slabs of any
 height, without a list of what is in it.
@@ -7,9 +8,13 @@ height, without a list of what is in it.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +24,15 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from volpatch.api import run
 from volpatch.errors import SettingError, TargetError
+from volpatch.forms import parse_bytes, show_bytes
+from volpatch.functions import FunctionSpec
+from volpatch.planner import Plan
+from volpatch.progress import show_seconds
+from volpatch.runner import RunReport
 from volpatch.storage.ome import multiscales
+from volpatch.storage.opening import open_source
 
 SPACING_UM = (2.0, 0.5, 0.5)
 _CELL_UM = 18.0  # the lattice of cells; one reaches at most half of it
@@ -119,6 +131,179 @@ def write_specimen(
             array[start : start + len(slab)] = slab
         folder.rename(target)
     return target
+
+
+# bigger than the memory that the run is given: 640 MiB against 600
+DEMO_SHAPE = (320, 1024, 1024)
+DEMO_LIMIT = "600MiB"
+DEMO_PATCH = 64
+# planes are 2 um apart, four times as far as pixels: smoothing is within a plane only
+_SMOOTHING = {"sigma": [0.0, 0.8, 0.8], "truncate": 3.0}
+_SPECIMEN, _RESULT, _PICTURE = "specimen.ome.zarr", "denoised.ome.zarr", "demo.png"
+_DEMO_MARKER = "volpatch-demo.json"
+_JUDGED_PLANES = 4
+
+
+def demo(
+    folder: str | os.PathLike[str] = "volpatch-demo",
+    *,
+    shape: Sequence[int] = DEMO_SHAPE,
+    patch: int = DEMO_PATCH,
+    memory_limit: int | str = DEMO_LIMIT,
+    overwrite: bool = False,
+    progress: str = "auto",
+    tell: Callable[[object], None] = print,
+) -> RunReport:
+    """Make a specimen bigger than the memory allowed, denoise it, and say what came out.
+
+    Parameters
+    ----------
+    folder : path
+        Where it all goes: made if it is not there, and refused if something else is in it.
+    shape : sequence of int
+        Of the specimen, (z, y, x).
+    patch : int
+        Patches overlap by half, and are blended with a Hann window.
+    memory_limit : int or str
+        As in `volpatch.run`.
+    overwrite : bool
+        Replace an earlier demo.
+    progress : str
+        As in `volpatch.run`.
+    tell : callable
+        Is given what is to be read, piece by piece.
+
+    Returns
+    -------
+    RunReport
+        Of the run.
+    """
+    place = Path(folder)
+    _prepare(place, overwrite=overwrite)
+    specimen, result = place / _SPECIMEN, place / _RESULT
+    size = int(np.prod([int(n) for n in shape])) * 2
+    tell(
+        f"making a noisy light-sheet specimen of {show_bytes(size)}, which the run may not hold: "
+        f"it gets {show_bytes(parse_bytes(memory_limit))} for everything"
+    )
+    begin = time.perf_counter()
+    write_specimen(specimen, shape)
+    tell(f"made {specimen} in {show_seconds(time.perf_counter() - begin)}\n")
+    plans: list[Plan] = []
+
+    def announce(plan: Plan) -> None:
+        plans.append(plan)
+        tell(plan)
+
+    report = run(
+        _smoothing(),
+        specimen,
+        result,
+        patch=patch,
+        overlap="50%",
+        window="hann",
+        memory_limit=memory_limit,
+        overwrite=overwrite,
+        progress=progress,
+        announce=announce,
+    )
+    tell(report)
+    tell(f"\n{_judged(specimen, result, plans[-1])}")
+    pictured = _pictured(place, plans[-1])
+    tell(_what_next(specimen, result, pictured))
+    return report
+
+
+def _prepare(folder: Path, *, overwrite: bool) -> None:
+    """A folder that is ours, with room for a new specimen; nothing of others is touched."""
+    if folder.exists() and not folder.is_dir():
+        raise TargetError(f"{str(folder)!r} is not a folder; choose another place for the demo")
+    marker = folder / _DEMO_MARKER
+    if folder.is_dir() and any(folder.iterdir()):
+        if not marker.is_file():
+            raise TargetError(
+                f"{str(folder)!r} is not empty, and no earlier demo; choose another folder"
+            )
+        if not overwrite:
+            raise TargetError(
+                f"{str(folder)!r} holds an earlier demo; pass --overwrite (overwrite=True) to "
+                "make it afresh, or choose another folder"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps({"volpatch_demo": 1}) + "\n", encoding="utf-8")
+        if (folder / _SPECIMEN).is_dir():
+            shutil.rmtree(folder / _SPECIMEN)
+    except OSError as error:
+        raise TargetError(f"{str(folder)!r} cannot be used for the demo: {error}") from None
+
+
+def _judged(specimen: Path, result: Path, plan: Plan) -> str:
+    """How far the noise fell, and whether the borders of patches show, on a slab in the middle."""
+    source, output = open_source(specimen), open_source(result)
+    start = max(0, source.shape[0] // 2 - _JUDGED_PLANES // 2)
+    slab = slice(start, min(start + _JUDGED_PLANES, source.shape[0]))
+    noisy, smooth = (volume[slab].astype(np.float32) for volume in (source, output))
+    clean = np.empty(noisy.shape, np.uint16)
+    _render(clean, start, 0, np.array(source.spacing, np.float64), False)
+    ideal = _smoothing().load()(clean)
+    before, after, blurred = _rms(noisy, clean), _rms(smooth, ideal), _rms(smooth, clean)
+    border, elsewhere = _steps(smooth, [n for n in plan.recipe.grid.starts[2] if n])
+    return "\n".join(
+        [
+            f"noise     {before:.1f} counts (rms) before, {after:.1f} after: "
+            f"{before / max(after, 1e-9):.1f} times less; {blurred:.1f} with what smoothing blurs",
+            f"seams     neighbouring voxels differ by {border:.2f} counts across patch borders and "
+            f"by {elsewhere:.2f} elsewhere: {border / max(elsewhere, 1e-9):.2f} times as much",
+        ]
+    )
+
+
+def _smoothing() -> FunctionSpec:
+    return FunctionSpec.parse("gaussian", _SMOOTHING)
+
+
+def _rms(values: NDArray[Any], truth: NDArray[Any]) -> float:
+    return float(np.sqrt(np.mean((values - truth.astype(np.float32)) ** 2)))
+
+
+def _steps(volume: NDArray[np.float32], borders: Sequence[int]) -> tuple[float, float]:
+    """Mean difference of neighbours along x: across the borders, and everywhere else."""
+    steps = np.abs(np.diff(volume, axis=2)).mean(axis=(0, 1), dtype=np.float64)
+    across = np.zeros(len(steps), np.bool_)
+    across[[border - 1 for border in borders]] = True
+    if across.all() or not across.any():  # a specimen of one patch
+        return float(steps.mean()), float(steps.mean())
+    return float(steps[across].mean()), float(steps[~across].mean())
+
+
+def _pictured(folder: Path, plan: Plan) -> Path | None:
+    """The picture, if something that draws is installed."""
+    if find_spec("matplotlib") is None:
+        return None
+    from volpatch.view import planes
+
+    path = folder / _PICTURE
+    planes(open_source(folder / _SPECIMEN), open_source(folder / _RESULT), path, plan=plan)
+    return path
+
+
+def _what_next(specimen: Path, result: Path, picture: Path | None) -> str:
+    look = (
+        f"look at {picture}"
+        if picture is not None
+        else 'for a picture: pip install "volpatch[viz]"'
+    )
+    xarray = f'xarray.open_datatree("{result}", engine="zarr", consolidated=False)["scale0/image"]'
+    return "\n".join(
+        [
+            f"\nnext      {look}",
+            f"          volpatch info {result}",
+            f"          volpatch plan {specimen} --patch 96 --overlap 25% --memory-limit 1GiB",
+            f"          napari --plugin napari-ome-zarr {result}",
+            f"          in Python: {xarray}",
+        ]
+    )
 
 
 def _check(shape: Sequence[int], seed: int, spacing_um: Sequence[float], planes: int) -> None:

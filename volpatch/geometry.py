@@ -14,6 +14,7 @@ closed form and a grid of 10^15 patches costs as much as one of ten.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -310,6 +311,9 @@ class AxisGrid:
     @property
     def most_visits(self) -> int:
         """Largest number of patches that share one voxel."""
+        return _most_visits(self)
+
+    def _count_most_visits(self) -> int:
         count = self.count
         deep = -(-self.patch // self.stride) + 1
         # visits only rise at a start: one from the regular middle and all near the end
@@ -332,6 +336,11 @@ class AxisGrid:
         before = (count - 1) * self.patch
         overlap = max(0, self.start(count - 2) + self.patch - last) if count > 1 else 0
         return before - overlap + min(self.patch, self.size - last)
+
+
+@functools.lru_cache(maxsize=1024)
+def _most_visits(axis: AxisGrid) -> int:
+    return axis._count_most_visits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from volpatch.functions import FunctionSpec
 from volpatch.options import JobOptions, check_names
 from volpatch.planner import Plan
 from volpatch.runner import RunReport
+from volpatch.storage.puts import Durability
 
 FORMAT = 1
 
@@ -133,6 +134,7 @@ def run_job(
     *,
     target: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    durability: Durability = "full",
     progress: str = "none",
     announce: Callable[[Plan], None] = lambda plan: None,
 ) -> RunReport:
@@ -159,6 +161,7 @@ def run_job(
         place,
         finalize=finalize,
         overwrite=overwrite,
+        durability=durability,
         progress=progress,
         announce=announce,
         **options,

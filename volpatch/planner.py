@@ -15,6 +15,7 @@ are computed twice are saved.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,11 @@ from volpatch.layout import Layout
 from volpatch.recipe import Mode, Recipe
 
 # an interpreter with everything imported and compiled; measured, see the tests on memory
-INTERPRETER_BYTES = 260 * 2**20
+INTERPRETER_BYTES = 220 * 2**20
 # stored chunks that one reader keeps on their way from the store to the ring
 CHUNKS_IN_FLIGHT = 4
+# blended block, and what `finalize` makes of it: argmax over channels copies all once more
+FINALIZE_COPIES = 3
 # encoded and raw copies of one chunk on its way out
 ENCODE_COPIES = 3
 # until a trial has measured it, a function is taken to need this many times its batch
@@ -39,7 +42,7 @@ FUNCTION_COPIES = 4
 # what decoding a voxel costs, in visits of a voxel by a patch
 DECODE_COST = 2
 BACKENDS = ("threads", "processes")
-MAX_FACES = 20_000
+MAX_FACES = 1_000
 NAME_WIDTH = 10  # of the first column of `explain`
 
 
@@ -94,6 +97,30 @@ class AxisPieces:
 def needed(axis: AxisGrid, own: bool, start: int, stop: int) -> range:
     """Numbers of the patches that give a value to a voxel of [start, stop)."""
     return axis.owning(start, stop) if own else axis.touching(start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The most that any region needs along one axis.
+
+    reach : voxels that are read; patches : that are computed; decoded : voxels of the
+    stored chunks that the reach lies in.
+    """
+
+    reach: int
+    patches: int
+    decoded: int
+
+
+@functools.lru_cache(maxsize=2**14)
+def _figures(axis: AxisGrid, own: bool, piece: AxisPieces, chunk: int) -> Figures:
+    ends = list(piece.typical())
+    reaches = [_reach(axis, own, *e) for e in ends]
+    return Figures(
+        max(b - a for a, b in reaches),
+        max(len(needed(axis, own, *e)) for e in ends),
+        max(_aligned(*r, chunk, axis.size) for r in reaches),
+    )
 
 
 def _reach(axis: AxisGrid, own: bool, start: int, stop: int) -> tuple[int, int]:
@@ -269,14 +296,20 @@ class Plan:
     # -- memory ------------------------------------------------------------------------
 
     @property
+    def _figures(self) -> list[Figures]:
+        chunks = self.layout.pick(self.source.chunks, self.layout.patched)
+        return [
+            _figures(axis, self.recipe.owns, piece, chunk)
+            for axis, piece, chunk in zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
+        ]
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes that one worker needs at its peak, term by term."""
         recipe, patch = self.recipe, self.recipe.grid.patch
         face = math.prod(_largest_pieces(self.axes[1:]))
-        reach = [
-            max(b - a for a, b in (_reach(axis, recipe.owns, *ends) for ends in piece.typical()))
-            for axis, piece in zip(recipe.grid.axes, self.axes, strict=True)
-        ]
+        figures = self._figures
+        reach = [f.reach for f in figures]
         planes = min(reach[0], patch[0] + self.read_layer - 1)
         batch = (recipe.batch_size or 1) * math.prod(patch)
         acc_planes = min(patch[0], self.region[0])
@@ -287,20 +320,23 @@ class Plan:
         given = self._channels_in * batch * recipe.input_dtype.itemsize
         layer = min(self.chunks[0], self.region[0])
         out = recipe.out_dtype.itemsize
+        packed = 1 if self.source.shards else 2  # a chunk is there both encoded and decoded
+        hangs = any(axis.padded > axis.size for axis in recipe.grid.axes)
+        copies = (2 * ring if hangs else 0) + (source if recipe.halves else 0)
+        at_once = min(planes, max(self.read_layer, patch[0] if hangs else 0))
         terms = {
             "input ring": self._channels_in * planes * math.prod(reach[1:]) * ring,
             "stored chunks being read": CHUNKS_IN_FLIGHT
             * math.prod(self.source.read_unit)
+            * packed
             * source,
+            "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
             "batch and its result": given + 2 * result,
             "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
             "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
             "finished layer": final * layer * face * out,
             "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
-            "shares": sum(
-                len(needed(a, recipe.owns, *next(iter(p)))) * (a.patch + 3) * 8
-                for a, p in zip(recipe.grid.axes, self.axes, strict=True)
-            ),
+            "shares": sum(f.patches * (p + 3) * 8 for f, p in zip(figures, patch, strict=True)),
         }
         if recipe.mode is not Mode.ADD and recipe.mode is not Mode.SELECT:
             beside = 8 if recipe.mode is Mode.NEAREST else recipe.accumulator.itemsize + 1
@@ -309,7 +345,7 @@ class Plan:
             terms["mask"] = 2 * patch[0] * math.prod(reach[1:])
         if recipe.finalizes:
             blended = channels * recipe.blended_dtype.itemsize + final * out
-            terms["finalize"] = 2 * min(layer, acc_planes) * face * blended
+            terms["finalize"] = FINALIZE_COPIES * min(layer, acc_planes) * face * blended
         return terms
 
     @property
@@ -501,25 +537,25 @@ def _candidates(draft: Plan, region: Sequence[int] | None) -> Iterator[tuple[int
     if region is not None:
         yield tuple(region)
         return
-    edges = [_edges(n, s) for n, s in zip(draft.box.shape, _steps(draft), strict=True)]
-    # more pieces along the streamed axis than keep all workers busy only cost patches
-    edges[0] = [e for e in edges[0] if -(-draft.box.shape[0] // e) <= 4 * draft.workers]
-    while math.prod(len(e) for e in edges) > MAX_FACES:
-        longest = max(range(len(edges)), key=lambda i: len(edges[i]))
-        edges[longest] = [*edges[longest][:-1:2], edges[longest][-1]]
-    yield from itertools.product(*edges)
+    # strides that share little with the write units make steps that may fit no memory
+    for steps in dict.fromkeys([tuple(_steps(draft)), draft.unit]):
+        edges = [_edges(n, s) for n, s in zip(draft.box.shape, steps, strict=True)]
+        # more pieces along the streamed axis than keep all workers busy only cost patches
+        edges[0] = [e for e in edges[0] if -(-draft.box.shape[0] // e) <= 4 * draft.workers]
+        while math.prod(len(e) for e in edges) > MAX_FACES:
+            longest = max(range(len(edges)), key=lambda i: len(edges[i]))
+            edges[longest] = [*edges[longest][:-1:2], edges[longest][-1]]
+        yield from itertools.product(*edges)
 
 
 def _cost(plan: Plan) -> float:
     """Time of a run, in visits of a voxel: waves of regions times what the largest takes."""
-    recipe = plan.recipe
+    chunk = plan.layout.pick(plan.source.chunks, plan.layout.patched)[0]
     visits = decoded = 1
-    chunks = plan.layout.pick(plan.source.chunks, plan.layout.patched)
-    for axis, piece, chunk in zip(recipe.grid.axes, plan.axes, chunks, strict=True):
-        ends = list(piece.typical())
-        visits *= axis.patch * max(len(needed(axis, recipe.owns, *e)) for e in ends)
-        decoded *= max(_aligned(*_reach(axis, recipe.owns, *e), chunk, axis.size) for e in ends)
-    decoded *= max(1, chunks[0] // plan.read_layer)
+    for figures, patch in zip(plan._figures, plan.recipe.grid.patch, strict=True):
+        visits *= patch * figures.patches
+        decoded *= figures.decoded
+    decoded *= max(1, chunk // plan.read_layer)
     waves = -(-plan.n_regions // plan.workers)
     return float(waves * (visits + DECODE_COST * decoded))
 
@@ -538,24 +574,25 @@ def _best(draft: Plan, region: Sequence[int] | None) -> Plan | None:
     return best
 
 
+def _smallest(draft: Plan, region: Sequence[int] | None) -> Plan:
+    """The draft with the smallest regions that are tried, read in the thinnest layers."""
+    *_, edges = _candidates(draft, region)
+    return replace(draft, region=edges, read_layer=_read_layers(draft)[-1])
+
+
 def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError:
-    """The smallest plan there is, what dominates it, and settings that would fit."""
-    smallest = replace(
-        draft,
-        region=tuple(region or map(min, draft.unit, draft.box.shape)),
-        read_layer=_read_layers(draft)[-1],
-    )
+    """What dominates the smallest plan there is, and settings that would fit."""
+    smallest = _smallest(draft, region)
     terms = {"interpreters": smallest.interpreters * smallest.interpreter}
     terms.update({k: smallest.running * v for k, v in smallest.memory.items()})
     name, size = max(terms.items(), key=lambda item: item[1])
     ways = []
-    if smallest.running > 1:
-        alone = replace(smallest, workers=1)
-        if alone.peak <= draft.memory_limit:
-            ways.append("workers=1")
+    alone = _smallest(replace(draft, workers=1), region)
+    if smallest.running > 1 and alone.peak <= draft.memory_limit:
+        ways.append("workers=1")
     if name == "batch and its result" and (draft.recipe.batch_size or 1) > 1:
         ways.append("a smaller batch_size")
-    elif name in ("accumulator", "input ring", "finished layer"):
+    elif name in ("accumulator", "input ring", "finished layer", "chunks being encoded"):
         ways.append("smaller chunks" if region is None else "a smaller region")
         ways.append("a smaller patch")
     ways.append(f"memory_limit='{-(-smallest.peak // 2**20)}MiB'")

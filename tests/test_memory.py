@@ -1,0 +1,191 @@
+"""Measured memory of whole runs stays under the prediction, and does not follow the volume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import zarr
+
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
+# a fresh interpreter: what pytest holds must not be measured
+CHILD = """
+import json, sys
+import volpatch
+from tests import helpers_functions
+options = json.loads(sys.argv[1])
+function = getattr(helpers_functions, options.pop("function"))
+if options.get("finalize"):
+    options["finalize"] = getattr(helpers_functions, options["finalize"])
+report = volpatch.run(function, **options, durability="process")
+print(json.dumps(report.to_json()))
+"""
+
+
+def store(path, shape, dtype="uint16", chunks=64, shards=None):
+    """A volume that hardly compresses, so that encoded chunks are as large as they get."""
+    array = zarr.create_array(
+        path,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(min(chunks, n) for n in shape),
+        shards=None if shards is None else (shards,) * 3,
+    )
+    slab = np.random.default_rng(0).integers(1, 60_000, (shards or chunks, *shape[1:]), "uint16")
+    for z in range(0, shape[0], len(slab)):
+        array[z : z + len(slab)] = slab[: shape[0] - z].astype(dtype)
+    return str(path)
+
+
+def resident(process):
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def measured(**options):
+    """Largest resident memory of the process tree of a run, and its report."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(options)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = []
+    reader = threading.Thread(target=lambda: said.append(child.communicate()[0]))
+    reader.start()
+    process, peak = psutil.Process(child.pid), 0
+    while reader.is_alive():
+        try:
+            peak = max(peak, resident(process))
+        except psutil.Error:
+            break
+        time.sleep(0.005)
+    reader.join()
+    assert child.returncode == 0
+    return peak, json.loads(said[0])
+
+
+def check_prediction(peak, report):
+    assert peak <= report["predicted_bytes"] <= 1.5 * peak, (
+        f"{peak / MIB:.0f} MiB measured, {report['predicted_bytes'] / MIB:.0f} predicted"
+    )
+    # the report's own figure is that of the kernel, which misses no spike between samples
+    assert report["peak_bytes"] == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shards", "options"),
+    [
+        ("uint16", None, {"function": "half", "memory_limit": "420MiB"}),
+        ("float32", 128, {"function": "half", "memory_limit": "700MiB"}),
+        ("uint16", None, {"function": "four", "memory_limit": "1GiB", "backend": "processes"}),
+        (
+            "uint16",
+            None,
+            {"function": "four", "memory_limit": "700MiB", "finalize": "brightest", "workers": 1},
+        ),
+        ("float32", None, {"function": "half", "memory_limit": "700MiB", "edge": "pad"}),
+    ],
+)
+def test_memory_stays_under_the_prediction(tmp_path, dtype, shards, options):
+    source = store(tmp_path / "in.zarr", (130, 320, 320), dtype, shards=shards)
+    options = {
+        "patch": 48,
+        "overlap": "25%",
+        "workers": 2,
+        "chunks": 64,
+        "shards": shards,
+        "codec": "zstd:1",
+    } | options
+    check_prediction(*measured(source=source, target=str(tmp_path / "out.zarr"), **options))
+
+
+def sizes_at_one_limit(folder, small, *, factor, **options):
+    """Peaks of a volume, of one `factor` times longer in z, and of one as much larger across."""
+    across = int(factor**0.5)
+    shapes = {
+        "small": small,
+        "longer": (small[0] * factor, *small[1:]),
+        "wider": (small[0], small[1] * across, small[2] * across),
+    }
+    peaks = {}
+    for name, shape in shapes.items():
+        source = store(folder / f"{name}.zarr", shape)
+        peaks[name], report = measured(
+            source=source, target=str(folder / f"{name}-out.zarr"), **options
+        )
+        assert peaks[name] <= report["predicted_bytes"]
+        assert report["regions"] >= 4  # the limit binds: the volume is not one region a worker
+    return peaks
+
+
+def test_memory_does_not_follow_the_volume(tmp_path):
+    peaks = sizes_at_one_limit(
+        tmp_path,
+        (128, 384, 384),
+        factor=4,
+        function="half",
+        patch=32,
+        overlap="25%",
+        chunks=64,
+        workers=1,
+        codec="none",
+        memory_limit="255MiB",
+    )
+    assert peaks["longer"] <= 1.1 * peaks["small"]
+    assert peaks["wider"] <= 1.1 * peaks["small"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_memory_does_not_follow_big_volumes(tmp_path, backend):
+    peaks = sizes_at_one_limit(
+        tmp_path,
+        (256, 768, 768),
+        factor=4,
+        function="half",
+        patch=64,
+        overlap="50%",
+        chunks=64,
+        workers=2,
+        backend=backend,
+        memory_limit="450MiB" if backend == "threads" else "850MiB",
+    )
+    assert peaks["longer"] <= 1.1 * peaks["small"]
+    assert peaks["wider"] <= 1.1 * peaks["small"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+@pytest.mark.parametrize("function", ["half", "four"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("shards", [None, 128])
+def test_memory_table(tmp_path, shards, dtype, function, backend):
+    source = store(tmp_path / "in.zarr", (256, 512, 512), dtype, shards=shards)
+    check_prediction(
+        *measured(
+            source=source,
+            target=str(tmp_path / "out.zarr"),
+            function=function,
+            patch=64,
+            overlap="50%",
+            chunks=64,
+            shards=shards,
+            workers=2,
+            backend=backend,
+            memory_limit="1200MiB" if backend == "threads" else "1600MiB",
+        )
+    )

@@ -1,0 +1,592 @@
+"""The command: words -> calls -> exit codes.
+
+stdout carries the result and nothing else; what the user's function prints goes to stderr, with
+progress and errors. Everything heavy is imported inside the commands, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from importlib import import_module
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from volpatch.errors import FunctionError, RunError, SettingError, VolpatchError
+
+if TYPE_CHECKING:
+    from volpatch.functions import FunctionSpec
+    from volpatch.storage.source import Source
+
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+# an interrupted run waits 5 s for calls of the user's function; what takes longer is cut off
+PATIENCE_SECONDS = 8.0
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+
+
+class Terminated(BaseException):
+    """SIGTERM came: end like after an interrupt, with another exit code."""
+
+
+def main() -> NoReturn:
+    """Run the command that `sys.argv` asks for, and end the process."""
+    _watch_signals()
+    # worker processes are ended without asking, and what they print must not be lost with them
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    try:
+        code = execute(sys.argv[1:])
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, "interrupted")
+    except Terminated:
+        _end(TERMINATED, "terminated")
+    sys.exit(code)
+
+
+def execute(args: Sequence[str]) -> int:
+    """Run the command and say what went wrong, in one line on stderr.
+
+    Parameters
+    ----------
+    args : sequence of str
+        What follows `volpatch` on the command line.
+
+    Returns
+    -------
+    int
+        0 done, 1 the run failed, 2 usage, 3 input or settings refused.
+    """
+    try:
+        return cli.main(list(args), prog_name="volpatch", standalone_mode=False) or 0
+    except click.Abort as abort:
+        raise abort.__cause__ or abort from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except VolpatchError as error:
+        _tell(str(error), _details(error))
+        return error.exit_code
+    except MemoryError as error:
+        _tell(f"out of memory: {error or 'no more could be had'}; a lower memory_limit may help")
+        return FAILED
+    except OSError as error:
+        _tell(str(error))
+        return FAILED
+
+
+def _tell(message: str, details: str = "") -> None:
+    click.echo(f"volpatch: {' '.join(message.split())}", err=True)
+    if details:
+        click.echo(details, err=True)
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """End at once: a call that is stuck in a thread must neither delay us nor write any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _tell(message)
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _end_hard(code)
+
+
+def _end_hard(code: int) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def _watch_signals() -> None:
+    """Let SIGTERM end a run as SIGINT does, and either of them end it soon.
+
+    The pipe is written as soon as a signal comes, also while the main thread is inside a call
+    that does not come back and Python's own handlers have to wait.
+    """
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    def end_late() -> None:
+        number = os.read(ours, 1)[0]
+        time.sleep(PATIENCE_SECONDS)
+        os.write(2, b"volpatch: ended in the middle of a call that did not come back\n")
+        _end_hard(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    threading.Thread(target=end_late, daemon=True).start()
+
+
+# -- what to say about an error ------------------------------------------------------------
+
+
+def _details(error: VolpatchError) -> str:
+    """The user's own frames where their function failed; a worker's whole traceback if we did."""
+    chained = "\nThe above exception was the direct cause of the following exception:\n"
+    note = "\n".join(getattr(error, "__notes__", ())).partition("\n")[2].rstrip()
+    if isinstance(error, RunError):
+        deliberate = note.rpartition("\n")[2].startswith("volpatch.errors.")
+        return "" if deliberate else note
+    if not isinstance(error, FunctionError | SettingError):
+        return ""
+    if error.__cause__ is not None:
+        return _without_our_frames("".join(traceback.format_exception(error.__cause__)))
+    return _without_our_frames(note.rpartition(chained)[0])
+
+
+def _without_our_frames(text: str) -> str:
+    """A traceback's text without the frames of volpatch; empty if there are no others."""
+    kept: list[str] = []
+    keep, found = True, False
+    for line in text.rstrip().splitlines():
+        if line.startswith('  File "'):
+            path = line.split('"')[1]
+            keep = not (path.startswith((_OURS, "<frozen")) or "/importlib/" in path)
+            found = found or keep
+        elif not line.startswith("    "):
+            keep = True
+        if keep:
+            kept.append(line)
+    return "\n".join(kept) if found else ""
+
+
+@contextmanager
+def _result_stream() -> Iterator[IO[str]]:
+    """The stdout of this process for our result alone; all other prints go to stderr inside."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as result:
+        os.dup2(2, 1)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield result
+        finally:
+            result.flush()
+            os.dup2(result.fileno(), 1)
+
+
+# -- words ---------------------------------------------------------------------------------
+
+
+def _numbers(text: str) -> int | tuple[int, ...]:
+    """One whole number, or one per axis."""
+    try:
+        return _one_or_all([int(part) for part in text.split(",")])
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not whole numbers such as 64 or 64,128,128"
+        ) from None
+
+
+def _words(text: str) -> str | tuple[str, ...]:
+    """One word, or one per axis: hann, or 32,50%,0.25."""
+    return _one_or_all([part.strip() for part in text.split(",")])
+
+
+def _axis(text: str) -> int | str:
+    """An axis by number or name."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _one_or_all(values: Sequence[_T]) -> _T | tuple[_T, ...]:
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+class TopicOption(click.Option):
+    """An option that is listed under a topic."""
+
+    def __init__(self, *args: Any, topic: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.topic = topic
+
+
+class TopicCommand(click.Command):
+    """A command whose help groups the options by topic."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, topic by topic."""
+        topics: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                topics.setdefault(getattr(param, "topic", "Other"), []).append(record)
+        for topic, records in topics.items():
+            with formatter.section(topic):
+                formatter.write_dl(records)
+
+
+# how a value is read, by the way it is shown in the help
+_TYPES: dict[str, Any] = {
+    "N": int,
+    "X": float,
+    "N[,N…]": _numbers,
+    "NAME[,NAME…]": _words,
+    "N|N%[,…]": _words,
+    "AXIS": _axis,
+}
+_OptionTable = dict[str, list[tuple[str, str, str]]]
+_FUNCTION: _OptionTable = {
+    "Function": [
+        (
+            "--apply",
+            "NAME",
+            "identity, gaussian, median, normalize, package.module:function or file.py:function.",
+        ),
+        ("--factory", "NAME", "Instead: called once per worker process, returns the function."),
+        ("--param*", "KEY=VALUE", "Argument of either, as JSON: sigma=1.5, size=[1,3,3]."),
+        ("--finalize", "NAME", "Runs on blended blocks before they are written (threshold, …)."),
+        ("--batch-size", "N", "Patches per call, in a leading axis.  [one, without that axis]"),
+        ("--channel-axis", "AXIS", "Axis handed whole to the function, such as c."),
+        ("--input-dtype", "DTYPE", "What the function is given.  [the source's]"),
+        ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
+    ]
+}
+_GRID: _OptionTable = {
+    "Patches": [
+        ("--patch", "N[,N…]", "Size in voxels, 64 or 64,128,128.  [64]"),
+        ("--overlap", "N|N%[,…]", "What neighbours share: 32, 50%, 0.5, or per axis.  [50%]"),
+        ("--stride", "N[,N…]", "Instead: distance between patch starts."),
+        (
+            "--window",
+            "NAME[,NAME…]",
+            "hann, triangle, gaussian, gaussian:SIGMA, constant; crop for labels.  [hann]",
+        ),
+        ("--edge", "NAME[,NAME…]", "The last patch: shift it back, pad it, or drop it.  [shift]"),
+        ("--offset", "N[,N…]", "Where the first patch starts.  [0]"),
+        ("--fill", "X", "Value of voxels that no patch covers."),
+        ("--pad-mode", "MODE", "With pad: reflect, symmetric, edge, constant.  [reflect]"),
+        ("--pad-value", "X", "With --pad-mode constant.  [0]"),
+    ],
+    "Volume": [
+        ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
+        ("--level", "N", "Resolution, where there are several; 0 is the finest.  [0]"),
+    ],
+}
+_OUTPUT: _OptionTable = {
+    "Output": [
+        ("--dtype", "DTYPE", "Of the output; values are rounded and clipped to it."),
+        ("--chunks", "N[,N…]", "Of the output.  [the source's]"),
+        ("--shards", "N[,N…]", "Of the output, multiples of its chunks.  [none]"),
+        ("--codec", "NAME", "zstd, zstd:LEVEL, lz4 or none.  [zstd]"),
+    ]
+}
+_RESOURCES: _OptionTable = {
+    "Resources": [
+        ("--memory-limit", "SIZE", "Of all workers together, as 2GiB.  [half of what is free]"),
+        ("--func-memory", "SIZE", "Of one call of the function.  [a trial call is measured]"),
+        ("--workers", "N", "How many regions are computed at a time.  [one per core]"),
+        ("--backend", "threads|processes", "processes for what holds Python's lock.  [threads]"),
+        ("--calls", "N", "Simultaneous calls per process.  [1 with --factory]"),
+        ("--region", "N[,N…]", "Extent of one task, in voxels.  [chosen]"),
+    ]
+}
+_INFO: _OptionTable = {"Volume": [_GRID["Volume"][1]]}
+_SAVE: _OptionTable = {"Output": [("--save", "FILE", "Save as a job that `run` repeats exactly.")]}
+_HOW: _OptionTable = {
+    "Output": [
+        ("--overwrite", "", "Replace an earlier output, once the new one is complete."),
+        ("--progress", "auto|bar|log|none", "How far the run is, on stderr.  [auto]"),
+    ]
+}
+_DURABLE: _OptionTable = {
+    "Output": [("--durability", "full|process", "Survive a power cut, or our death only.  [full]")]
+}
+_FORMAT: _OptionTable = {
+    "Output": [("--format", "text|json", "How the result is printed on stdout.  [text]")]
+}
+_NAMES = {"--format": ("--format", "form"), "--param": ("--param", "params")}
+_DEFAULTS = {
+    "--overwrite": False,
+    "--level": 0,
+    "--progress": "auto",
+    "--durability": "full",
+    "--format": "text",
+}
+
+
+def _options(*tables: _OptionTable) -> Callable[[_F], _F]:
+    """Give a command the options of these tables; a star behind a name means: repeatable."""
+    rows = [(topic, *row) for table in tables for topic, part in table.items() for row in part]
+
+    def decorate(function: _F) -> _F:
+        for topic, starred, shown, text in reversed(rows):
+            name = starred.removesuffix("*")
+            kind = click.Choice(shown.split("|")) if "|" in shown and shown.islower() else None
+            names = ("-o", name) if name == "--save" else _NAMES.get(name, (name,))
+            function = click.option(
+                *names,
+                cls=TopicOption,
+                topic=topic,
+                type=kind or _TYPES.get(shown),
+                metavar=shown if shown and kind is None else None,
+                is_flag=not shown,
+                multiple=starred.endswith("*"),
+                default=_DEFAULTS.get(name),
+                help=text,
+            )(function)
+        return function
+
+    return decorate
+
+
+# -- commands ------------------------------------------------------------------------------
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"volpatch {import_module('volpatch').__version__}")
+        ctx.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Try it: volpatch demo",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def cli() -> None:
+    """Run a function over overlapping patches of a volume that does not fit in memory, and blend
+    the results into one seamless volume.
+
+    Exit codes: 0 done, 1 the run failed, 2 usage, 3 input or settings refused, 130 interrupted.
+    """
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch info scan.ome.zarr\n  volpatch info slices/ --format json",
+)
+@click.argument("path")
+@_options(_INFO, _FORMAT)
+def info(path: str, level: int, form: str) -> None:
+    """Say what the volume at PATH is; reads metadata only.
+
+    A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices.
+    """
+    from volpatch.storage.opening import open_source
+
+    source = open_source(path, level=level)
+    facts = _facts(source)
+    click.echo(json.dumps(facts, indent=2) if form == "json" else _info_text(facts))
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n"
+    "  volpatch plan scan.ome.zarr --patch 64 --overlap 50% --memory-limit 2GiB\n"
+    "  volpatch plan scan.tif out.ome.zarr --apply median --window crop -o job.json\n"
+    "  volpatch run job.json",
+)
+@click.argument("source")
+@click.argument("target", required=False)
+@_options(_FUNCTION, _GRID, _OUTPUT, _SAVE, _FORMAT, _RESOURCES)
+def plan(source: str, target: str | None, save: str | None, form: str, **words: Any) -> None:
+    """Lay out a run of SOURCE into TARGET: regions, patches, traffic, memory. Computes nothing.
+
+    With --format json the whole job is printed, as -o saves it.
+    """
+    from volpatch import api, job
+
+    level, func, finalize, options = _split(words)
+    planned = api.plan(source, target, level=level, func=func, finalize=finalize, **options)
+    if save is not None:
+        job.save(planned, save)
+    click.echo(json.dumps(job.to_json(planned), indent=2) if form == "json" else planned.explain())
+    if save is not None:
+        click.echo(f"saved {save}", err=True)
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n"
+    "  volpatch run scan.ome.zarr out.ome.zarr --apply gaussian --param sigma=1.5\n"
+    "  volpatch run slices/ out.ome.zarr --apply median --param size=3 --window crop\n"
+    "  volpatch run scan.tif out.ome.zarr --factory model.py:load --batch-size 8 --patch 96\n"
+    "  volpatch run job.json other.ome.zarr --overwrite",
+)
+@click.argument("source")
+@click.argument("target", required=False)
+@_options(_FUNCTION, _GRID, _OUTPUT, _HOW, _DURABLE, _FORMAT, _RESOURCES)
+def run(source: str, target: str | None, **words: Any) -> None:
+    """Run a function over patches of SOURCE and blend the results into TARGET, an OME-Zarr.
+
+    SOURCE may also be a job that `volpatch plan -o` saved. TARGET gets its name when it is
+    complete. The plan comes first and the report last.
+    """
+    how = {name: words.pop(name) for name in ("overwrite", "durability", "progress")}
+    as_json = words.pop("form") == "json"
+    call = _job_call(source, target) if source.endswith(".json") else None
+    call = call or _run_call(source, target, words)
+    with _result_stream() as result:
+
+        def announce(plan: Any) -> None:
+            print(plan, file=sys.stderr if as_json else result, flush=True)
+
+        report = call(announce=announce, **how)
+        print(json.dumps(report.to_json(), indent=2) if as_json else report, file=result)
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch demo\n  volpatch demo /tmp/volpatch-demo --overwrite",
+)
+@click.argument("folder", default="volpatch-demo")
+@_options(_HOW)
+def demo(folder: str, overwrite: bool, progress: str) -> None:
+    """Make a noisy specimen bigger than the memory allowed, denoise it, and say what to look at.
+
+    Takes about a minute and 1 GB in FOLDER (./volpatch-demo); no network.
+    """
+    from volpatch.demo import demo as show
+
+    show(folder, overwrite=overwrite, progress=progress)
+
+
+def _run_call(source: str, target: str | None, words: dict[str, Any]) -> Callable[..., Any]:
+    if target is None:
+        raise click.UsageError("Missing argument 'TARGET'.")
+    if (words["apply"] is None) == (words["factory"] is None):
+        raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
+    from volpatch import api
+
+    level, func, finalize, options = _split(words)
+
+    def call(**how: Any) -> Any:
+        return api.run(func, source, target, level=level, finalize=finalize, **options, **how)
+
+    return call
+
+
+def _job_call(path: str, target: str | None) -> Callable[..., Any]:
+    ctx = click.get_current_context()
+    free = ("source", "target", "overwrite", "durability", "progress", "form")
+    for param in ctx.command.params:
+        name = param.name or ""
+        given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and name not in free:
+            raise click.UsageError(
+                f"{param.opts[0]} is settled by the job {path}; leave it out, or plan again."
+            )
+    from volpatch import job
+
+    def call(**how: Any) -> Any:
+        return job.run_job(path, target=target, **how)
+
+    return call
+
+
+def _split(
+    words: dict[str, Any],
+) -> tuple[int, FunctionSpec | None, FunctionSpec | None, Any]:
+    """Level, function and finalize, and those of the other options that were given."""
+    from volpatch.functions import FunctionSpec, parse_params
+
+    level, params = words.pop("level"), words.pop("params")
+    apply, factory, finalize = (words.pop(name) for name in ("apply", "factory", "finalize"))
+    if apply is not None and factory is not None:
+        raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
+    name = apply or factory
+    if params and name is None:
+        raise click.UsageError("--param belongs to --apply or --factory; give one of them.")
+    func = None
+    if name is not None:
+        func = FunctionSpec.parse(name, parse_params(params), factory=factory is not None)
+    final = None if finalize is None else FunctionSpec.parse(finalize)
+    return level, func, final, {name: v for name, v in words.items() if v is not None}
+
+
+# -- info ----------------------------------------------------------------------------------
+
+_KINDS = {
+    "PlainReader": "TIFF stack",
+    "DecodedReader": "TIFF stack, compressed or tiled",
+    "FolderReader": "folder of TIFF slices",
+}
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    """What `info` tells, as JSON values; per-axis facts by name of the axis."""
+
+    def by_axis(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(source.dims, values, strict=True))
+
+    kind = _KINDS.get(type(source.reader).__name__)
+    if kind is None:  # an image's array lies inside of it
+        inside = getattr(source.reader, "path", None) != source.path
+        kind = "OME-Zarr image" if inside else "Zarr array"
+    return {
+        "path": source.path,
+        "kind": kind,
+        "shape": by_axis(source.shape),
+        "dtype": str(source.dtype),
+        "bytes": source.nbytes,
+        "chunks": by_axis(source.chunks),
+        "shards": None if source.shards is None else by_axis(source.shards),
+        "spacing": by_axis(source.spacing),
+        "units": by_axis(source.units),
+        "origin": by_axis(source.origin),
+        "channels": None if source.channel_names is None else list(source.channel_names),
+        "level": source.level,
+        "levels": _levels(source),
+    }
+
+
+def _levels(source: Source) -> list[list[int]]:
+    """Shape of each resolution, finest first."""
+    from volpatch.errors import SourceError
+    from volpatch.storage.opening import open_source
+
+    shapes: list[list[int]] = []
+    with suppress(SourceError):  # there is no such level
+        while True:
+            shapes.append(list(open_source(source.path, level=len(shapes)).shape))
+    return shapes
+
+
+def _info_text(facts: dict[str, Any]) -> str:
+    from volpatch.forms import show_bytes
+
+    def times(sizes: Sequence[int]) -> str:
+        return " x ".join(map(str, sizes))
+
+    spatial = [d for d in facts["shape"] if d in "zyx"]
+
+    def places(what: str) -> str:
+        return ", ".join(
+            f"{d} {facts[what][d]:.6g} {facts['units'][d] or '(no unit)'}" for d in spatial
+        )
+
+    shape = " ".join(f"{d}={n}" for d, n in facts["shape"].items())
+    shards = facts["shards"]
+    lines = [
+        f"path      {facts['path']}",
+        f"kind      {facts['kind']}",
+        f"shape     {shape} {facts['dtype']}, {show_bytes(facts['bytes'])}",
+        f"chunks    {times(facts['chunks'].values())}, shards "
+        f"{times(shards.values()) if shards else 'none'}",
+        f"voxel     {places('spacing')}",
+        f"origin    {places('origin')}",
+    ]
+    if facts["channels"]:
+        lines.append(f"channels  {', '.join(facts['channels'])}")
+    if len(facts["levels"]) > 1:
+        shapes = "; ".join(f"{n}: {times(s)}" for n, s in enumerate(facts["levels"]))
+        lines.append(f"levels    {shapes}")
+    return "\n".join(lines)
