@@ -12,7 +12,7 @@ ROOT = Path(volpatch.__file__).parent
 # A room may import those before it. A new module fails until somebody places it here.
 ROOMS = (
     *("errors", "html", "geometry", "window", "forms", "layout", "options", "recipe"),
-    *("machine", "planner"),
+    *("machine", "planner", "fitting"),
     *(
         "tables",
         "kernels",

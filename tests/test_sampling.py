@@ -557,6 +557,16 @@ def test_a_big_mask_is_looked_at_in_parts_and_gives_the_same(cells, monkeypatch)
         assert set(marks.reads.values()) == {2}
 
 
+def test_a_mask_is_read_in_whole_chunks_whatever_their_length(monkeypatch):
+    from volpatch import sampling
+
+    monkeypatch.setattr(sampling, "BLOCK_CELLS_LOG2", 9)  # blocks of 8 x 8 x 8
+    monkeypatch.setattr(sampling, "CELLS", 2**14)
+    mask = Counted(distinct((48, 48, 72)) % 2, (24, 24, 24))
+    sample_patches(distinct(mask.shape), 1, 40, rng=0, where=mask)
+    assert set(mask.reads.values()) == {2}  # counted, and picked from
+
+
 def test_blocks_grow_until_their_counts_are_few(monkeypatch):
     from volpatch import sampling
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from volpatch import machine
 from volpatch.arrays import make_recipe, skips_of
 from volpatch.errors import GridError, SettingError, SourceError
+from volpatch.fitting import fit
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import per_axis
 from volpatch.layout import Layout, write_units
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
-from volpatch.planner import BACKENDS, Plan, Volume, fit
+from volpatch.planner import BACKENDS, Plan, Volume
 from volpatch.runner import RunReport, execute
 from volpatch.storage.opening import open_source, source_of
 from volpatch.storage.puts import Durability, check_target

@@ -16,13 +16,11 @@ are computed twice are saved.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from volpatch.errors import MemoryLimitError, SettingError
 from volpatch.forms import show_bytes
 from volpatch.geometry import AxisGrid, Box
 from volpatch.html import table_of_text
@@ -39,10 +37,7 @@ FINALIZE_COPIES = 3
 ENCODE_COPIES = 3
 # until a trial has measured it, a function is taken to need this many times its batch
 FUNCTION_COPIES = 4
-# what decoding a voxel costs, in visits of a voxel by a patch
-DECODE_COST = 2
 BACKENDS = ("threads", "processes")
-MAX_FACES = 1_000
 NAME_WIDTH = 10  # of the first column of `explain`
 
 
@@ -113,7 +108,7 @@ class Figures:
 
 
 @functools.lru_cache(maxsize=2**14)
-def _figures(axis: AxisGrid, own: bool, piece: AxisPieces, chunk: int) -> Figures:
+def axis_figures(axis: AxisGrid, own: bool, piece: AxisPieces, chunk: int) -> Figures:
     ends = list(piece.typical())
     reaches = [_reach(axis, own, *e) for e in ends]
     return Figures(
@@ -296,10 +291,10 @@ class Plan:
     # -- memory ------------------------------------------------------------------------
 
     @property
-    def _figures(self) -> list[Figures]:
+    def figures(self) -> list[Figures]:
         chunks = self.layout.pick(self.source.chunks, self.layout.patched)
         return [
-            _figures(axis, self.recipe.owns, piece, chunk)
+            axis_figures(axis, self.recipe.owns, piece, chunk)
             for axis, piece, chunk in zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
         ]
 
@@ -308,7 +303,7 @@ class Plan:
         """Bytes that one worker needs at its peak, term by term."""
         recipe, patch = self.recipe, self.recipe.grid.patch
         face = math.prod(_largest_pieces(self.axes[1:]))
-        figures = self._figures
+        figures = self.figures
         reach = [f.reach for f in figures]
         planes = min(reach[0], patch[0] + self.read_layer - 1)
         batch = (recipe.batch_size or 1) * math.prod(patch)
@@ -389,14 +384,14 @@ class Plan:
         lines = [
             f"source    {self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
             f"{self.source.dtype}, chunks {self.source.chunks}",
-            f"output    {self.target or 'not named'}: {_times(self.out_shape)} {recipe.out_dtype}"
+            f"output    {self.target or 'not named'}: {times(self.out_shape)} {recipe.out_dtype}"
             f"{known}, {show_bytes(self.bytes_written)}{disk}",
             f"          chunks {self.chunks}, shards {self.shards or 'none'}",
             f"patches   {grid.patch}, stride {grid.stride}, window {_windows(recipe)}, "
             f"edge {'/'.join(dict.fromkeys(grid.edge))}",
             f"          {self.patches_owned:,} needed, {self.patches_computed:,} computed: "
             f"redundancy {self.redundancy:.2f}; {self.calls_per_voxel:.1f} calls per voxel",
-            f"regions   {self.n_regions:,} of {_times(self.region)}, halo {_times(halo)}; "
+            f"regions   {self.n_regions:,} of {times(self.region)}, halo {times(halo)}; "
             f"{self.running} of {self.workers} {self.backend}",
             f"traffic   reads {show_bytes(self.bytes_read)} (x{self.read_amplification:.2f}), "
             f"writes {show_bytes(self.bytes_written)} before compression",
@@ -449,156 +444,10 @@ def _sizes(dims: Sequence[str], shape: Sequence[int]) -> str:
     return " ".join(f"{d}={n}" for d, n in zip(dims, shape, strict=True))
 
 
-def _times(shape: Sequence[int]) -> str:
+def times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
 def _windows(recipe: Recipe) -> str:
     names = (w if isinstance(w, str) else getattr(w, "__name__", "custom") for w in recipe.windows)
     return "/".join(dict.fromkeys(names))
-
-
-# -- choosing regions ----------------------------------------------------------------------
-
-
-def fit(draft: Plan, *, region: Sequence[int] | None, fewer_workers: bool) -> Plan:
-    """The draft with the regions, read layer and number of workers that suit it best.
-
-    Parameters
-    ----------
-    draft : a plan whose `region`, `read_layer` are still to be chosen.
-    region : fixed by the user; only checked then.
-    fewer_workers : whether workers may be dropped where all of them do not fit.
-
-    Raises
-    ------
-    MemoryLimitError
-        If no region fits under the memory limit; names the largest term and a way out.
-    SettingError
-        If `region` is no multiple of the write unit.
-    """
-    if region is not None:
-        _check_region(draft, region)
-    counts = range(draft.workers, 0, -1) if fewer_workers else [draft.workers]
-    for workers in counts:
-        best = _best(replace(draft, workers=workers), region)
-        if best is not None:
-            return best
-    raise _nothing_fits(draft, region)
-
-
-def _check_region(draft: Plan, region: Sequence[int]) -> None:
-    for name, edge, unit, size in zip(
-        draft.layout.patched_dims, region, draft.unit, draft.box.shape, strict=True
-    ):
-        if edge < 1 or (edge % unit and edge < size):
-            raise SettingError(
-                f"region {edge} on {name} is no multiple of the write unit {unit}: two regions "
-                f"would write one object; choose {max(unit, edge // unit * unit)}, or other chunks"
-            )
-
-
-def _read_layers(draft: Plan) -> list[int]:
-    """Layers to read in: whole chunks first, then parts of them where chunks are thick."""
-    chunk = draft.layout.pick(draft.source.read_unit, draft.layout.patched)[0]
-    stride = draft.recipe.grid.stride[0]
-    if chunk < stride:  # pages of a stack: several at once
-        return [chunk * max(1, min(stride, 32) // chunk)]
-    layers = [chunk]
-    while layers[-1] // 2 >= max(stride, 1):
-        layers.append(layers[-1] // 2)
-    return layers
-
-
-def _steps(draft: Plan) -> list[int]:
-    """What region edges are multiples of: the write unit, and the stride where it can be had."""
-    steps = []
-    for unit, stride, size in zip(
-        draft.unit, draft.recipe.grid.stride, draft.box.shape, strict=True
-    ):
-        both = math.lcm(unit, stride)
-        steps.append(both if both <= max(unit, size // 2) else unit)
-    return steps
-
-
-def _edges(size: int, step: int) -> list[int]:
-    """Region edges worth trying on an axis: even cuts into 1, 2, 3, … pieces."""
-    most = -(-size // step)
-    edges, pieces = [], 1
-    while pieces <= most:
-        edge = -(-most // pieces)
-        edges.append(edge * step)
-        # the next number of pieces that makes them smaller
-        pieces = -(-most // (edge - 1)) if edge > 1 else most + 1
-    return edges
-
-
-def _candidates(draft: Plan, region: Sequence[int] | None) -> Iterator[tuple[int, ...]]:
-    if region is not None:
-        yield tuple(region)
-        return
-    # strides that share little with the write units make steps that may fit no memory
-    for steps in dict.fromkeys([tuple(_steps(draft)), draft.unit]):
-        edges = [_edges(n, s) for n, s in zip(draft.box.shape, steps, strict=True)]
-        # more pieces along the streamed axis than keep all workers busy only cost patches
-        edges[0] = [e for e in edges[0] if -(-draft.box.shape[0] // e) <= 4 * draft.workers]
-        while math.prod(len(e) for e in edges) > MAX_FACES:
-            longest = max(range(len(edges)), key=lambda i: len(edges[i]))
-            edges[longest] = [*edges[longest][:-1:2], edges[longest][-1]]
-        yield from itertools.product(*edges)
-
-
-def _cost(plan: Plan) -> float:
-    """Time of a run, in visits of a voxel: waves of regions times what the largest takes."""
-    chunk = plan.layout.pick(plan.source.chunks, plan.layout.patched)[0]
-    visits = decoded = 1
-    for figures, patch in zip(plan._figures, plan.recipe.grid.patch, strict=True):
-        visits *= patch * figures.patches
-        decoded *= figures.decoded
-    decoded *= max(1, chunk // plan.read_layer)
-    waves = -(-plan.n_regions // plan.workers)
-    return float(waves * (visits + DECODE_COST * decoded))
-
-
-def _best(draft: Plan, region: Sequence[int] | None) -> Plan | None:
-    """The cheapest plan that fits; longer and fewer regions where it makes no difference."""
-    best: Plan | None = None
-    lowest = math.inf
-    for layer, edges in itertools.product(_read_layers(draft), _candidates(draft, region)):
-        plan = replace(draft, region=edges, read_layer=layer)
-        if plan.peak > plan.memory_limit:
-            continue
-        cost = _cost(plan)
-        if cost < lowest * 0.999:
-            best, lowest = plan, cost
-    return best
-
-
-def _smallest(draft: Plan, region: Sequence[int] | None) -> Plan:
-    """The draft with the smallest regions that are tried, read in the thinnest layers."""
-    *_, edges = _candidates(draft, region)
-    return replace(draft, region=edges, read_layer=_read_layers(draft)[-1])
-
-
-def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError:
-    """What dominates the smallest plan there is, and settings that would fit."""
-    smallest = _smallest(draft, region)
-    terms = {"interpreters": smallest.interpreters * smallest.interpreter}
-    terms.update({k: smallest.running * v for k, v in smallest.memory.items()})
-    name, size = max(terms.items(), key=lambda item: item[1])
-    ways = []
-    alone = _smallest(replace(draft, workers=1), region)
-    if smallest.running > 1 and alone.peak <= draft.memory_limit:
-        ways.append("workers=1")
-    if name == "batch and its result" and (draft.recipe.batch_size or 1) > 1:
-        ways.append("a smaller batch_size")
-    elif name in ("accumulator", "input ring", "finished layer", "chunks being encoded"):
-        ways.append("smaller chunks" if region is None else "a smaller region")
-        ways.append("a smaller patch")
-    ways.append(f"memory_limit='{-(-smallest.peak // 2**20)}MiB'")
-    what = "the region" if region else "even the smallest region,"
-    return MemoryLimitError(
-        f"{what} {_times(smallest.region)}, needs {show_bytes(smallest.peak)} with "
-        f"{smallest.running} workers, over the limit of {show_bytes(draft.memory_limit)}; the "
-        f"largest part is {name} with {show_bytes(size)}. Choose {' or '.join(ways)}"
-    )
