@@ -564,7 +564,7 @@ def test_a_mask_is_read_in_whole_chunks_whatever_their_length(monkeypatch):
     monkeypatch.setattr(sampling, "CELLS", 2**14)
     mask = Counted(distinct((48, 48, 72)) % 2, (24, 24, 24))
     sample_patches(distinct(mask.shape), 1, 40, rng=0, where=mask)
-    assert set(mask.reads.values()) == {2}  # counted, and picked from
+    assert max(mask.reads.values()) == 2  # counted, and picked from
 
 
 def test_blocks_grow_until_their_counts_are_few(monkeypatch):

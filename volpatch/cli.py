@@ -264,9 +264,19 @@ _GRID: _OptionTable = {
         ),
         ("--edge", "NAME[,NAME…]", "The last patch: shift it back, pad it, or drop it.  [shift]"),
         ("--offset", "N[,N…]", "Where the first patch starts.  [0]"),
-        ("--fill", "X", "Value of voxels that no patch covers."),
+        ("--fill", "X", "Value of voxels that no patch covers, or only skipped ones."),
         ("--pad-mode", "MODE", "With pad: reflect, symmetric, edge, constant.  [reflect]"),
         ("--pad-value", "X", "With --pad-mode constant.  [0]"),
+        (
+            "--nan",
+            "propagate|omit|raise",
+            "What a NaN in a result does.  [propagate]",
+        ),
+        ("--reduce", "mean|sum|max|min", "Of all values at a voxel; mean blends.  [mean]"),
+    ],
+    "Skipping": [
+        ("--mask", "PATH", "Skip patches in which this volume, as large or coarser, is zero."),
+        ("--skip-below", "X", "Skip patches whose largest value is below X."),
     ],
     "Volume": [
         ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
@@ -305,7 +315,11 @@ _DURABLE: _OptionTable = {
 _FORMAT: _OptionTable = {
     "Output": [("--format", "text|json", "How the result is printed on stdout.  [text]")]
 }
-_NAMES = {"--format": ("--format", "form"), "--param": ("--param", "params")}
+_NAMES = {
+    "--format": ("--format", "form"),
+    "--param": ("--param", "params"),
+    "--skip-below": ("--skip-below", "skip"),
+}
 _DEFAULTS = {
     "--overwrite": False,
     "--level": 0,

@@ -8,11 +8,13 @@ workers are told to stop, and a region asks before each write.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -129,12 +131,13 @@ class Processes:
             ) from error
         context = multiprocessing.get_context("spawn")
         self._links: dict[Connection, multiprocessing.process.BaseProcess] = {}
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, payload), daemon=True)
-            process.start()
-            theirs.close()
-            self._links[ours] = process
+        with _without_interrupts():
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, payload), daemon=True)
+                process.start()
+                theirs.close()
+                self._links[ours] = process
 
     def one(self, method: str, *args: Any) -> Any:
         link = next(iter(self._links))
@@ -194,9 +197,25 @@ class Processes:
         self._links = {}
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(link: Connection, payload: bytes) -> None:
     """Life of a worker process: answer calls until the line goes dead."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends us
+    for stream in (sys.stdout, sys.stderr):  # what a function prints must not die with us
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     worker: Worker | None = None
     with reading_limits(CHUNKS_IN_FLIGHT):
         while True:

@@ -6,6 +6,7 @@ the same object serves threads of this process and processes of their own.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -210,8 +211,9 @@ class Worker:
             start,
             tuple(a + n for a, n in zip(start, extent, strict=True)),
             stream_axis=stream_axis,
+            check=functools.partial(_go_on, stop),
         ) as writer:
-            sink = StoreSink(writer, plan, box, extent, stop)
+            sink = StoreSink(writer, plan, box, extent)
             ticks = Ticks(tick)
             stream = Stream(
                 plan.recipe,
@@ -229,6 +231,12 @@ class Worker:
             ticks.flush()
             writer.close()
             return Outcome(stats, writer.encoded_bytes, os.getpid(), machine.peak_bytes())
+
+
+def _go_on(stop: threading.Event | None) -> None:
+    """End the region here if the run was told to stop."""
+    if stop is not None and stop.is_set():
+        raise Stopped
 
 
 class Ticks:
@@ -255,7 +263,6 @@ class StoreSink:
     plan: Plan
     box: Box
     extent: tuple[int, ...]
-    stop: threading.Event | None
     layer: Array = field(init=False)
 
     def __post_init__(self) -> None:
@@ -273,8 +280,6 @@ class StoreSink:
     def done(self, stop: int) -> None:
         if stop < self.limit(stop - 1):
             return
-        if self.stop is not None and self.stop.is_set():
-            raise Stopped
         full = self.layer[:, : stop - self.first]
         lead = self.extent[: len(self.extent) - len(self.box.shape)]
         shape = (*lead, *full.shape[1:])

@@ -17,7 +17,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +68,8 @@ class LayerWriter:
         The box, half-open, full rank; on write units, or at the array's end.
     stream_axis : int
         The axis along which layers come, in rising order.
+    check : callable
+        Called before each object is put; raises when nothing more is to be written.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class LayerWriter:
         start: Sequence[int],
         stop: Sequence[int],
         stream_axis: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.start, self.stop = _aligned_box(spec, start, stop)
         self.axis = range(len(spec.shape))[stream_axis]
@@ -86,6 +90,7 @@ class LayerWriter:
         self._spec = spec
         self._image = image
         self._puts = puts
+        self._check = check
         self._encoder = ChunkEncoder(spec)
         self._open: dict[tuple[int, ...], tuple[str, ShardIndex]] = {}
         self._next: int | None = self.start[self.axis]
@@ -167,6 +172,7 @@ class LayerWriter:
         first, last = list(self.start), list(self.stop)
         first[self.axis], last[self.axis] = low, high
         for unit in _touched(first, last, self._spec.unit):
+            self._check()
             if self._spec.shards is None:
                 self._count(self._puts.put(self._path(unit), self._chunk(layer, corner, unit)))
             else:
@@ -276,11 +282,23 @@ class WorkTree:
             self.puts.flush_tree(self.folder)
 
     def writer(
-        self, spec: TargetSpec, start: Sequence[int], stop: Sequence[int], *, stream_axis: int
+        self,
+        spec: TargetSpec,
+        start: Sequence[int],
+        stop: Sequence[int],
+        *,
+        stream_axis: int,
+        check: Callable[[], None] = lambda: None,
     ) -> LayerWriter:
         """A writer for the box from `start` to `stop` (see `LayerWriter`)."""
         return LayerWriter(
-            self.data / _IMAGE, self.puts, spec, start=start, stop=stop, stream_axis=stream_axis
+            self.data / _IMAGE,
+            self.puts,
+            spec,
+            start=start,
+            stop=stop,
+            stream_axis=stream_axis,
+            check=check,
         )
 
     def missing(self, spec: TargetSpec) -> Iterator[str]:
@@ -402,6 +420,10 @@ def _write_metadata(spec: TargetSpec, path: Path) -> None:
                 attributes={} if unit is None else {"units": unit},
                 config={"write_empty_chunks": True},  # a lone 0.0 is a value, not a gap
             )
+    with warnings.catch_warnings():
+        # outside of the specification, but readers that do not know it pass it over
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(store)
 
 
 def _aligned_box(
