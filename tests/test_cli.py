@@ -195,7 +195,8 @@ def test_every_option_of_python_is_an_option_of_the_command(ask, command):
     code, out, _ = ask(command, "--help")
     assert code == 0
     for name in {**BlendOptions.__annotations__, **JobOptions.__annotations__}:
-        assert f"--{name.replace('_', '-')} " in out
+        option = {"skip": "skip-below"}.get(name, name.replace("_", "-"))
+        assert f"--{option} " in out
 
 
 def test_help_names_what_there_is(ask):
@@ -216,7 +217,7 @@ def test_help_is_short_and_imports_nothing_heavy(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("\n") <= 80
+    assert done.stdout.count("\n") <= 88
 
 
 def test_version(ask):

@@ -27,7 +27,19 @@ ROOMS = (
         "progress",
         "runner",
     ),
-    *("sampling", "merger", "lazy", "arrays", "writing", "api", "job", "view", "demo", "cli"),
+    *(
+        "sampling",
+        "merger",
+        "lazy",
+        "arrays",
+        "writing",
+        "api",
+        "job",
+        "view",
+        "demo",
+        "cli_options",
+        "cli",
+    ),
     "__main__",
 )
 HEAVY = {"torch", "matplotlib", "distributed", "nibabel", "h5py", "pydicom", "scipy"}

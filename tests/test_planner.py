@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import volpatch
 from volpatch import GridError, MemoryLimitError, SettingError, job
-from volpatch.forms import parse_bytes
 from volpatch.fitting import _cost
+from volpatch.forms import parse_bytes
 from volpatch.storage.source import Layout, make_source
 
 DIMS = ("t", "c", "z", "y", "x")

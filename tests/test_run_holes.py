@@ -85,3 +85,26 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_is_written(stored):
     with pytest.raises(SettingError, match=r"mask has shape \(41, 1, 1\)"):
         run(np.sqrt, folder / "in.zarr", folder / "out.zarr", mask=np.ones((41, 1, 1)))
     assert sorted(p.name for p in folder.iterdir()) == ["in.zarr", "mask.zarr"]
+
+
+def test_each_layer_of_chunks_is_read_once_in_a_region(stored, monkeypatch):
+    from volpatch.storage.source import Source
+
+    folder, _, _ = stored
+    seen = []
+    read = Source.read
+    monkeypatch.setattr(
+        Source, "read", lambda self, s, out: (seen.append(s[0]), read(self, s, out))[1]
+    )
+    run(
+        np.sqrt,
+        folder / "in.zarr",
+        folder / "out.zarr",
+        patch=7,
+        stride=3,
+        region=(64, 36, 30),
+        chunks=(64, 36, 30),
+        workers=1,
+    )
+    layers = [(s.start, s.stop) for s in seen[1:]]  # the first is the trial's patch
+    assert layers == [(0, 8), (8, 16), (16, 24), (24, 32), (32, 40)]

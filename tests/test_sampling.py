@@ -154,7 +154,7 @@ def test_columns_part_where_chunks_do():
 
 @pytest.mark.parametrize("memory", [8**3, 3000, 10_000, 30_000])
 def test_the_buffer_keeps_to_its_bound(memory, monkeypatch):
-    from volpatch import sampling
+    from volpatch.sampling import batches as sampling
 
     taken = []
 
@@ -532,7 +532,7 @@ def test_masks_and_labels_may_be_stored_in_any_chunks(coarse, stored, tmp_path):
 
 @pytest.mark.parametrize("cells", [2**24, 2**12, 64])
 def test_a_big_mask_is_looked_at_in_parts_and_gives_the_same(cells, monkeypatch):
-    from volpatch import sampling
+    from volpatch.sampling import census as sampling
 
     labels = np.random.default_rng(0).integers(0, 5, (40, 50, 60)).astype(np.uint8)
     monkeypatch.setattr(sampling, "BLOCK_CELLS_LOG2", 9)  # blocks of 8 x 8 x 8
@@ -558,7 +558,7 @@ def test_a_big_mask_is_looked_at_in_parts_and_gives_the_same(cells, monkeypatch)
 
 
 def test_a_mask_is_read_in_whole_chunks_whatever_their_length(monkeypatch):
-    from volpatch import sampling
+    from volpatch.sampling import census as sampling
 
     monkeypatch.setattr(sampling, "BLOCK_CELLS_LOG2", 9)  # blocks of 8 x 8 x 8
     monkeypatch.setattr(sampling, "CELLS", 2**14)
@@ -568,7 +568,7 @@ def test_a_mask_is_read_in_whole_chunks_whatever_their_length(monkeypatch):
 
 
 def test_blocks_grow_until_their_counts_are_few(monkeypatch):
-    from volpatch import sampling
+    from volpatch.sampling import census as sampling
 
     monkeypatch.setattr(sampling, "BLOCK_CELLS_LOG2", 3)
     monkeypatch.setattr(sampling, "MOST_BLOCKS", 12)

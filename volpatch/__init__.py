@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from volpatch.merger import Merger as Merger
     from volpatch.planner import Plan as Plan
     from volpatch.runner import RunReport as RunReport
+    from volpatch.sampling import Samples as Samples
+    from volpatch.sampling import iter_patches as iter_patches
+    from volpatch.sampling import sample_patches as sample_patches
     from volpatch.storage.opening import open_volume as open_volume
     from volpatch.writing import to_zarr as to_zarr
 
@@ -37,6 +40,7 @@ _PLACES = {
     "volpatch.api": ["plan", "run"],
     "volpatch.arrays": ["coverage", "extract", "map_patches", "merge"],
     "volpatch.merger": ["Merger"],
+    "volpatch.sampling": ["Samples", "iter_patches", "sample_patches"],
     "volpatch.job": ["run_job"],
     "volpatch.planner": ["Plan"],
     "volpatch.runner": ["RunReport"],

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from volpatch.errors import FunctionError
 from volpatch.geometry import AxisGrid, Box
 from volpatch.kernels import FAR, Sums, blend, finish, touch
-from volpatch.recipe import Mode, Recipe
+from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
@@ -143,7 +143,8 @@ class Blender:
         upto = min(upto, self.box.stop[0])
         ring = self.sums.values
         while self.done < upto:
-            stop = min(upto, self.sink.limit(self.done), self.done + ring.planes)
+            planes = ring.planes if self.finalize is None else min(ring.planes, FINALIZE_PLANES)
+            stop = min(upto, self.sink.limit(self.done), self.done + planes)
             with self.stats.clock("blend"):
                 for start, piece in ring.runs(self.done, stop):
                     first = (start - ring.origin[0]) % ring.planes

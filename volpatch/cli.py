@@ -21,6 +21,19 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from volpatch.cli_options import (
+    DURABLE,
+    FORMAT,
+    FUNCTION,
+    GRID,
+    HOW,
+    INFO,
+    OUTPUT,
+    RESOURCES,
+    SAVE,
+    TopicCommand,
+    options,
+)
 from volpatch.errors import FunctionError, RunError, SettingError, VolpatchError
 
 if TYPE_CHECKING:
@@ -176,184 +189,6 @@ def _result_stream() -> Iterator[IO[str]]:
             os.dup2(result.fileno(), 1)
 
 
-# -- words ---------------------------------------------------------------------------------
-
-
-def _numbers(text: str) -> int | tuple[int, ...]:
-    """One whole number, or one per axis."""
-    try:
-        return _one_or_all([int(part) for part in text.split(",")])
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not whole numbers such as 64 or 64,128,128"
-        ) from None
-
-
-def _words(text: str) -> str | tuple[str, ...]:
-    """One word, or one per axis: hann, or 32,50%,0.25."""
-    return _one_or_all([part.strip() for part in text.split(",")])
-
-
-def _axis(text: str) -> int | str:
-    """An axis by number or name."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
-
-
-def _one_or_all(values: Sequence[_T]) -> _T | tuple[_T, ...]:
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-class TopicOption(click.Option):
-    """An option that is listed under a topic."""
-
-    def __init__(self, *args: Any, topic: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.topic = topic
-
-
-class TopicCommand(click.Command):
-    """A command whose help groups the options by topic."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, topic by topic."""
-        topics: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and isinstance(param, click.Option):
-                topics.setdefault(getattr(param, "topic", "Other"), []).append(record)
-        for topic, records in topics.items():
-            with formatter.section(topic):
-                formatter.write_dl(records)
-
-
-# how a value is read, by the way it is shown in the help
-_TYPES: dict[str, Any] = {
-    "N": int,
-    "X": float,
-    "N[,N…]": _numbers,
-    "NAME[,NAME…]": _words,
-    "N|N%[,…]": _words,
-    "AXIS": _axis,
-}
-_OptionTable = dict[str, list[tuple[str, str, str]]]
-_FUNCTION: _OptionTable = {
-    "Function": [
-        (
-            "--apply",
-            "NAME",
-            "identity, gaussian, median, normalize, package.module:function or file.py:function.",
-        ),
-        ("--factory", "NAME", "Instead: called once per worker process, returns the function."),
-        ("--param*", "KEY=VALUE", "Argument of either, as JSON: sigma=1.5, size=[1,3,3]."),
-        ("--finalize", "NAME", "Runs on blended blocks before they are written (threshold, …)."),
-        ("--batch-size", "N", "Patches per call, in a leading axis.  [one, without that axis]"),
-        ("--channel-axis", "AXIS", "Axis handed whole to the function, such as c."),
-        ("--input-dtype", "DTYPE", "What the function is given.  [the source's]"),
-        ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
-    ]
-}
-_GRID: _OptionTable = {
-    "Patches": [
-        ("--patch", "N[,N…]", "Size in voxels, 64 or 64,128,128.  [64]"),
-        ("--overlap", "N|N%[,…]", "What neighbours share: 32, 50%, 0.5, or per axis.  [50%]"),
-        ("--stride", "N[,N…]", "Instead: distance between patch starts."),
-        (
-            "--window",
-            "NAME[,NAME…]",
-            "hann, triangle, gaussian, gaussian:SIGMA, constant; crop for labels.  [hann]",
-        ),
-        ("--edge", "NAME[,NAME…]", "The last patch: shift it back, pad it, or drop it.  [shift]"),
-        ("--offset", "N[,N…]", "Where the first patch starts.  [0]"),
-        ("--fill", "X", "Value of voxels that no patch covers, or only skipped ones."),
-        ("--pad-mode", "MODE", "With pad: reflect, symmetric, edge, constant.  [reflect]"),
-        ("--pad-value", "X", "With --pad-mode constant.  [0]"),
-        (
-            "--nan",
-            "propagate|omit|raise",
-            "What a NaN in a result does.  [propagate]",
-        ),
-        ("--reduce", "mean|sum|max|min", "Of all values at a voxel; mean blends.  [mean]"),
-    ],
-    "Skipping": [
-        ("--mask", "PATH", "Skip patches in which this volume, as large or coarser, is zero."),
-        ("--skip-below", "X", "Skip patches whose largest value is below X."),
-    ],
-    "Volume": [
-        ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
-        ("--level", "N", "Resolution, where there are several; 0 is the finest.  [0]"),
-    ],
-}
-_OUTPUT: _OptionTable = {
-    "Output": [
-        ("--dtype", "DTYPE", "Of the output; values are rounded and clipped to it."),
-        ("--chunks", "N[,N…]", "Of the output.  [the source's]"),
-        ("--shards", "N[,N…]", "Of the output, multiples of its chunks.  [none]"),
-        ("--codec", "NAME", "zstd, zstd:LEVEL, lz4 or none.  [zstd]"),
-    ]
-}
-_RESOURCES: _OptionTable = {
-    "Resources": [
-        ("--memory-limit", "SIZE", "Of all workers together, as 2GiB.  [half of what is free]"),
-        ("--func-memory", "SIZE", "Of one call of the function.  [a trial call is measured]"),
-        ("--workers", "N", "How many regions are computed at a time.  [one per core]"),
-        ("--backend", "threads|processes", "processes for what holds Python's lock.  [threads]"),
-        ("--calls", "N", "Simultaneous calls per process.  [1 with --factory]"),
-        ("--region", "N[,N…]", "Extent of one task, in voxels.  [chosen]"),
-    ]
-}
-_INFO: _OptionTable = {"Volume": [_GRID["Volume"][1]]}
-_SAVE: _OptionTable = {"Output": [("--save", "FILE", "Save as a job that `run` repeats exactly.")]}
-_HOW: _OptionTable = {
-    "Output": [
-        ("--overwrite", "", "Replace an earlier output, once the new one is complete."),
-        ("--progress", "auto|bar|log|none", "How far the run is, on stderr.  [auto]"),
-    ]
-}
-_DURABLE: _OptionTable = {
-    "Output": [("--durability", "full|process", "Survive a power cut, or our death only.  [full]")]
-}
-_FORMAT: _OptionTable = {
-    "Output": [("--format", "text|json", "How the result is printed on stdout.  [text]")]
-}
-_NAMES = {
-    "--format": ("--format", "form"),
-    "--param": ("--param", "params"),
-    "--skip-below": ("--skip-below", "skip"),
-}
-_DEFAULTS = {
-    "--overwrite": False,
-    "--level": 0,
-    "--progress": "auto",
-    "--durability": "full",
-    "--format": "text",
-}
-
-
-def _options(*tables: _OptionTable) -> Callable[[_F], _F]:
-    """Give a command the options of these tables; a star behind a name means: repeatable."""
-    rows = [(topic, *row) for table in tables for topic, part in table.items() for row in part]
-
-    def decorate(function: _F) -> _F:
-        for topic, starred, shown, text in reversed(rows):
-            name = starred.removesuffix("*")
-            kind = click.Choice(shown.split("|")) if "|" in shown and shown.islower() else None
-            names = ("-o", name) if name == "--save" else _NAMES.get(name, (name,))
-            function = click.option(
-                *names,
-                cls=TopicOption,
-                topic=topic,
-                type=kind or _TYPES.get(shown),
-                metavar=shown if shown and kind is None else None,
-                is_flag=not shown,
-                multiple=starred.endswith("*"),
-                default=_DEFAULTS.get(name),
-                help=text,
-            )(function)
-        return function
-
-    return decorate
-
-
 # -- commands ------------------------------------------------------------------------------
 
 
@@ -388,7 +223,7 @@ def cli() -> None:
     epilog="\b\nExamples:\n  volpatch info scan.ome.zarr\n  volpatch info slices/ --format json",
 )
 @click.argument("path")
-@_options(_INFO, _FORMAT)
+@options(INFO, FORMAT)
 def info(path: str, level: int, form: str) -> None:
     """Say what the volume at PATH is; reads metadata only.
 
@@ -410,7 +245,7 @@ def info(path: str, level: int, form: str) -> None:
 )
 @click.argument("source")
 @click.argument("target", required=False)
-@_options(_FUNCTION, _GRID, _OUTPUT, _SAVE, _FORMAT, _RESOURCES)
+@options(FUNCTION, GRID, OUTPUT, SAVE, FORMAT, RESOURCES)
 def plan(source: str, target: str | None, save: str | None, form: str, **words: Any) -> None:
     """Lay out a run of SOURCE into TARGET: regions, patches, traffic, memory. Computes nothing.
 
@@ -437,7 +272,7 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
 )
 @click.argument("source")
 @click.argument("target", required=False)
-@_options(_FUNCTION, _GRID, _OUTPUT, _HOW, _DURABLE, _FORMAT, _RESOURCES)
+@options(FUNCTION, GRID, OUTPUT, HOW, DURABLE, FORMAT, RESOURCES)
 def run(source: str, target: str | None, **words: Any) -> None:
     """Run a function over patches of SOURCE and blend the results into TARGET, an OME-Zarr.
 
@@ -462,7 +297,7 @@ def run(source: str, target: str | None, **words: Any) -> None:
     epilog="\b\nExamples:\n  volpatch demo\n  volpatch demo /tmp/volpatch-demo --overwrite",
 )
 @click.argument("folder", default="volpatch-demo")
-@_options(_HOW)
+@options(HOW)
 def demo(folder: str, overwrite: bool, progress: str) -> None:
     """Make a noisy specimen bigger than the memory allowed, denoise it, and say what to look at.
 

@@ -324,6 +324,14 @@ class AxisGrid:
     def _visits(self, voxel: int) -> int:
         return len(self.touching(voxel, voxel + 1))
 
+    def planes_held(self, layer: int) -> int:
+        """Planes that hold any one patch in whole layers, layers being aligned to voxel 0.
+
+        >>> AxisGrid(size=512, patch=64, stride=32).planes_held(16)
+        80
+        """
+        return layer * (-(-(self.patch - 1) // layer) + 1)
+
     @property
     def covered(self) -> int:
         """Number of voxels of the axis that at least one patch covers."""

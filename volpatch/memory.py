@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,9 @@ def map_lead(
     for place in np.ndindex(counts):
         volume = array[place].reshape(-1, *extent)
         part, recipe = map_box(function, volume, origin, recipe, box, finalize, holes)
+        if out is None and math.prod(counts) == 1:
+            out = part.reshape(*counts, *part.shape)  # no second copy of a large result
+            break
         if out is None:
             out = np.empty((*counts, *part.shape), part.dtype)
         out[place] = part

@@ -25,10 +25,10 @@ from volpatch.forms import show_bytes
 from volpatch.geometry import AxisGrid, Box
 from volpatch.html import table_of_text
 from volpatch.layout import Layout
-from volpatch.recipe import Mode, Recipe
+from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
 
 # an interpreter with everything imported and compiled; measured, see the tests on memory
-INTERPRETER_BYTES = 240 * 2**20
+INTERPRETER_BYTES = 230 * 2**20
 # stored chunks that one reader keeps on their way from the store to the ring
 CHUNKS_IN_FLIGHT = 4
 # blended block, and what `finalize` makes of it: argmax over channels copies all once more
@@ -305,7 +305,8 @@ class Plan:
         face = math.prod(_largest_pieces(self.axes[1:]))
         figures = self.figures
         reach = [f.reach for f in figures]
-        planes = min(reach[0], patch[0] + self.read_layer - 1)
+        held = recipe.grid.axes[0].planes_held(self.read_layer)
+        planes = min(reach[0] + self.read_layer - 1, held)
         batch = (recipe.batch_size or 1) * math.prod(patch)
         acc_planes = min(patch[0], self.region[0])
         channels, final = recipe.channels_out or 1, recipe.out_channels or 1
@@ -340,7 +341,8 @@ class Plan:
             terms["mask"] = 2 * patch[0] * math.prod(reach[1:])
         if recipe.finalizes:
             blended = channels * recipe.blended_dtype.itemsize + final * out
-            terms["finalize"] = FINALIZE_COPIES * min(layer, acc_planes) * face * blended
+            planes = min(layer, acc_planes, FINALIZE_PLANES)
+            terms["finalize"] = FINALIZE_COPIES * planes * face * blended
         return terms
 
     @property

@@ -21,6 +21,8 @@ from volpatch.window import Window
 # visits of a voxel x magnitude of a value that float32 sums still round right for whole numbers
 FLOAT32_LIMIT = 2**22
 FLOAT_MAGNITUDE = 2**16
+# that `finalize` is given at a time, to bound what it makes of them
+FINALIZE_PLANES = 8
 
 DType = np.dtype[Any]
 REDUCTIONS = ("mean", "sum", "max", "min")

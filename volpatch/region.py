@@ -225,11 +225,14 @@ class RingInput:
         reach = reach_of(recipe.grid, tables.numbers)
         self._end = reach.stop[0]
         self._loaded = reach.start[0]
-        planes = min(self._end - self._loaded, ring_planes(recipe.grid.patch[0], layer))
+        start = reach.start[0] // layer * layer
+        planes = min(self._end - start, recipe.grid.axes[0].planes_held(layer))
         channels = recipe.channels_in or 1
         self._face = Box(reach.start[1:], reach.stop[1:])
         dtype = recipe.input_dtype if recipe.halves else recipe.source_dtype
-        self.ring = Ring.new(reach, planes, channels, dtype)
+        # whole layers from a layer's edge on: none wraps, so none is read in two pieces
+        box = Box((start, *reach.start[1:]), reach.stop)
+        self.ring = Ring.new(box, planes, channels, dtype)
 
     def load(self, start: int, stop: int, stats: Stats) -> None:
         """Make the planes [start, stop) present; those before `start` are given up."""
@@ -252,11 +255,6 @@ def reach_of(grid: PatchGrid, numbers: tuple[range, ...]) -> Box:
     first = tuple(a.start(n[0]) for a, n in zip(grid.axes, numbers, strict=True))
     last = tuple(a.start(n[-1]) + a.patch for a, n in zip(grid.axes, numbers, strict=True))
     return Box(first, last)
-
-
-def ring_planes(patch: int, layer: int) -> int:
-    """Planes that an input ring holds: a row of patches, and the rest of its last layer."""
-    return patch + layer - 1
 
 
 class Stream:

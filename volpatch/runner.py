@@ -160,7 +160,9 @@ class Processes:
                 busy[link] = number
                 link.send(("region", (number, *args), {"ticks": True}))
 
-        for link in list(self._links)[:workers]:
+        for link in list(self._links)[workers:]:  # the plan needs fewer than were started
+            self._end(link)
+        for link in list(self._links):
             feed(link)
         while busy:
             ready = wait(list(busy), timeout=POLL_SECONDS)
@@ -190,11 +192,14 @@ class Processes:
         return what, value
 
     def close(self) -> None:
-        for link, process in self._links.items():
-            process.kill()
-            process.join()
-            link.close()
-        self._links = {}
+        for link in list(self._links):
+            self._end(link)
+
+    def _end(self, link: Connection) -> None:
+        process = self._links.pop(link)
+        process.kill()
+        process.join()
+        link.close()
 
 
 @contextmanager

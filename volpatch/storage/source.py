@@ -111,6 +111,9 @@ class Source:
         out : ndarray
             Of the box's shape and the native dtype; any strides.
         """
+        shape = tuple(one.stop - one.start for one in selection)
+        if out.shape != shape:
+            raise ValueError(f"a box of shape {shape} does not fit an array of shape {out.shape}")
         on_disk = sorted(range(self.ndim), key=self.order.__getitem__)
         self.reader.read(tuple(selection[axis] for axis in on_disk), out.transpose(on_disk))
 

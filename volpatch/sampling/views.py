@@ -1,0 +1,111 @@
+"""Any kind of volume, seen alike: axes, stored chunks, and a way to read a box of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch.errors import GridError, SettingError
+from volpatch.geometry import Box
+from volpatch.layout import Layout, default_dims
+from volpatch.recipe import check_dtype
+from volpatch.region import Read
+from volpatch.storage.opening import open_source, source_of
+from volpatch.storage.source import Source
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """Any kind of volume, seen alike.
+
+    Attributes
+    ----------
+    named : whether `dims` are the volume's own words.
+    borders : per axis where stored chunks begin, and the axis' end; None where there are none.
+    fill : copies a selection (slices over all axes) of the volume into an array.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    named: bool
+    borders: tuple[Ints, ...] | None
+    fill: Callable[[tuple[slice, ...], Array], None]
+
+    @classmethod
+    def of(cls, volume: Any, what: str) -> View:
+        """Look at a path, a Source, a DataArray, or anything with a shape that can be sliced."""
+        xarray = hasattr(volume, "encoding") and hasattr(volume, "dims")
+        if isinstance(volume, str | os.PathLike):
+            volume = open_source(volume)
+        elif hasattr(volume, "data_vars"):
+            raise SettingError(
+                f"{what} is a Dataset of {sorted(map(str, volume.data_vars))}; give one variable"
+            )
+        elif xarray:
+            volume = source_of(volume) or volume
+        elif isinstance(volume, list | tuple):
+            volume = np.asarray(volume)
+        if not all(hasattr(volume, name) for name in ("shape", "dtype", "__getitem__")):
+            raise SettingError(
+                f"{what} must be a NumPy, dask or xarray array or a path; "
+                f"got {type(volume).__module__}.{type(volume).__name__}"
+            )
+        shape, chunks = tuple(volume.shape), getattr(volume, "chunks", None)
+        if any(n != n for n in shape):
+            raise GridError(
+                f"{what} has the shape {shape}: dask does not know its chunk sizes; "
+                f"call compute_chunk_sizes() on it first"
+            )
+        dims = getattr(volume, "dims", None) if xarray or isinstance(volume, Source) else None
+        return cls(
+            default_dims(len(shape)) if dims is None else tuple(map(str, dims)),
+            shape,
+            check_dtype(volume.dtype, f"the dtype of {what},"),
+            dims is not None,
+            None if chunks is None else tuple(map(borders_of, shape, chunks)),
+            volume.read if isinstance(volume, Source) else partial(_copy, _data(volume)),
+        )
+
+
+def _data(volume: Any) -> Any:
+    """The dask array of a DataArray, which is cheaper to slice."""
+    lazy = hasattr(volume, "encoding") and volume.chunks is not None
+    return volume.data if lazy else volume
+
+
+def _copy(volume: Any, selection: tuple[slice, ...], out: Array) -> None:
+    out[...] = np.asarray(volume[selection])
+
+
+def borders_of(size: int, chunk: int | tuple[int, ...]) -> Ints:
+    if isinstance(chunk, tuple):
+        kept = [c for c in chunk if c]
+        return np.cumsum([0, *kept], dtype=np.int64)
+    return np.append(np.arange(0, size, max(1, chunk), dtype=np.int64), size)
+
+
+def reader(view: View, layout: Layout, lead: tuple[int, ...]) -> Read:
+    """Reads boxes of the patched axes, (channels, *box), at one index of the leading ones."""
+    whole = Box((0,) * len(view.shape), view.shape)
+    inverse = tuple(int(i) for i in np.argsort(layout.order))
+
+    def read(box: Box, out: Array) -> None:
+        values = out[0] if layout.channel is None else out
+        every = values[(None,) * len(layout.lead)].transpose(inverse)
+        view.fill(layout.selection(lead, whole, box), every)
+
+    return read
+
+
+def channels_of(layout: Layout) -> int | None:
+    return None if layout.channel is None else layout.shape[layout.channel]
