@@ -238,7 +238,7 @@ def test_averages_round_half_to_even_and_clip():
 
 def test_averaging_labels_is_never_silent():
     volume = distinct((8, 8), "uint8")
-    with pytest.raises(SettingError, match="window='crop'.*dtype='uint8'.*[Ii]nstance ids"):
+    with pytest.raises(SettingError, match=r"window='crop'.*dtype='uint8'.*[Ii]nstance ids"):
         map_patches(identity, volume, 4)
     map_patches(identity, volume, 4, window="crop")
     map_patches(identity, volume, 4, dtype="uint8")
@@ -430,7 +430,7 @@ def test_an_error_names_the_patch_it_came_from_and_keeps_its_cause():
 
 def test_a_function_must_keep_its_dtype():
     dtypes = iter(["float32", "float64"] * 99)
-    with pytest.raises(FunctionError, match="returned dtype float64 .* wanted float32"):
+    with pytest.raises(FunctionError, match=r"returned dtype float64 .* wanted float32"):
         map_patches(lambda p: p.astype(next(dtypes)), distinct((9, 9)), 4)
 
 

@@ -195,7 +195,7 @@ def suggestions(error):
 def test_a_plan_stays_under_its_limit_or_the_refusal_names_what_fits(drawn, part):
     source, options = drawn
     roomy = volpatch.plan(source, **options, memory_limit="1PiB")
-    floor = roomy.interpreter * roomy.interpreters
+    floor = roomy.interpreters
     limit = max(1, int(0.98 * floor + part * (1.05 * roomy.peak - 0.98 * floor)))
     try:
         plan = volpatch.plan(source, **options, memory_limit=limit)
@@ -208,16 +208,14 @@ def test_a_plan_stays_under_its_limit_or_the_refusal_names_what_fits(drawn, part
             assert fitting.peak <= fitting.memory_limit
     else:
         assert plan.peak <= limit
-        assert plan.peak == plan.interpreter * plan.interpreters + plan.running * sum(
-            plan.memory.values()
-        )
+        assert plan.peak == plan.interpreters + plan.running * sum(plan.memory.values())
 
 
 @given(jobs(), st.floats(0, 1), st.floats(1, 3))
 def test_more_memory_never_makes_a_slower_plan(drawn, part, factor):
     source, options = drawn
     roomy = volpatch.plan(source, **options, memory_limit="1PiB")
-    floor = roomy.interpreter * roomy.interpreters
+    floor = roomy.interpreters
     limit = int(floor + part * (roomy.peak - floor))
     try:
         small = volpatch.plan(source, **options, memory_limit=limit)
@@ -303,7 +301,7 @@ def test_one_worker_is_only_advised_where_it_fits(part):
     options = {"patch": 64, "chunks": 16, "dtype": "float32", "func_memory": 1}
     options["shards"] = (16, 512, 512)
     alone = volpatch.plan(source, workers=1, memory_limit="1TiB", **options)
-    floor = alone.interpreter
+    floor = alone.interpreters
     limit = int(floor + part * (alone.peak - floor))
     with pytest.raises(MemoryLimitError) as error:
         volpatch.plan(source, workers=64, memory_limit=limit, **options)

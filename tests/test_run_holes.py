@@ -65,7 +65,7 @@ def test_skip_by_number_and_omitted_nans(stored):
 
 
 def test_where_a_whole_region_is_skipped_nothing_is_read(stored, monkeypatch):
-    folder, volume, _ = stored
+    folder, _, _ = stored
     mask = np.zeros((1, 1, 1), bool)
     monkeypatch.setattr(RingInput, "load", lambda *args: pytest.fail("something was read"))
     run(

@@ -151,7 +151,13 @@ def run(
 
     def settle(draft: Plan, trial: Trial) -> tuple[Plan, TargetSpec]:
         memory = trial.func_memory if draft.func_memory is None else draft.func_memory
-        known = replace(draft, recipe=trial.recipe, func_memory=memory, resident=trial.resident)
+        known = replace(
+            draft,
+            recipe=trial.recipe,
+            func_memory=memory,
+            resident=trial.resident,
+            parent=machine.resident_bytes(),
+        )
         plan = _fitted(known)
         return plan, target_spec(plan, volume)
 

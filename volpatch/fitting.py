@@ -60,7 +60,7 @@ def _check_region(draft: Plan, region: Sequence[int]) -> None:
 
 def _read_layers(draft: Plan) -> list[int]:
     """Layers to read in: whole chunks first, then parts of them where chunks are thick."""
-    chunk = draft.layout.pick(draft.source.read_unit, draft.layout.patched)[0]
+    chunk = draft.layout.pick(draft.source.chunks, draft.layout.patched)[0]
     stride = draft.recipe.grid.stride[0]
     if chunk < stride:  # pages of a stack: several at once
         return [chunk * max(1, min(stride, 32) // chunk)]
@@ -143,7 +143,7 @@ def _smallest(draft: Plan, region: Sequence[int] | None) -> Plan:
 def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError:
     """What dominates the smallest plan there is, and settings that would fit."""
     smallest = _smallest(draft, region)
-    terms = {"interpreters": smallest.interpreters * smallest.interpreter}
+    terms = {"interpreters": smallest.interpreters}
     terms.update({k: smallest.running * v for k, v in smallest.memory.items()})
     name, size = max(terms.items(), key=lambda item: item[1])
     ways = []

@@ -27,8 +27,9 @@ from volpatch.html import table_of_text
 from volpatch.layout import Layout
 from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
 
-# an interpreter with everything imported and compiled; measured, see the tests on memory
+# an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 230 * 2**20
+PARENT_BYTES = 160 * 2**20
 # stored chunks that one reader keeps on their way from the store to the ring
 CHUNKS_IN_FLIGHT = 4
 # blended block, and what `finalize` makes of it: argmax over channels copies all once more
@@ -118,6 +119,13 @@ def axis_figures(axis: AxisGrid, own: bool, piece: AxisPieces, chunk: int) -> Fi
     )
 
 
+@functools.lru_cache(maxsize=2**14)
+def _ring_planes(axis: AxisGrid, own: bool, piece: AxisPieces, layer: int) -> int:
+    """Planes that the input ring of a region holds."""
+    reaches = (_reach(axis, own, *ends) for ends in piece.typical())
+    return min(max(b - a // layer * layer for a, b in reaches), axis.planes_held(layer))
+
+
 def _reach(axis: AxisGrid, own: bool, start: int, stop: int) -> tuple[int, int]:
     """Voxels [start, stop) that are read for the patches of a piece; may hang over."""
     numbers = needed(axis, own, start, stop)
@@ -136,7 +144,8 @@ class Plan:
     read_layer : planes that are read at once along the first patched axis.
     chunks, shards : of the output along the patched axes.
     memory_limit, func_memory : bytes, in all and of one running call (None: not known yet).
-    resident : bytes that a worker's interpreter was seen to hold; 0 before a trial.
+    resident, parent : bytes that a worker's interpreter, and that of the process that
+        started it, were seen to hold; 0 before a trial.
     words : the arguments that the plan was made of.
     """
 
@@ -156,6 +165,7 @@ class Plan:
     calls: int | None = None
     free_disk: int | None = None
     resident: int = 0
+    parent: int = 0
     words: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     # -- regions ---------------------------------------------------------------------
@@ -305,8 +315,7 @@ class Plan:
         face = math.prod(_largest_pieces(self.axes[1:]))
         figures = self.figures
         reach = [f.reach for f in figures]
-        held = recipe.grid.axes[0].planes_held(self.read_layer)
-        planes = min(reach[0] + self.read_layer - 1, held)
+        planes = _ring_planes(recipe.grid.axes[0], recipe.owns, self.axes[0], self.read_layer)
         batch = (recipe.batch_size or 1) * math.prod(patch)
         acc_planes = min(patch[0], self.region[0])
         channels, final = recipe.channels_out or 1, recipe.out_channels or 1
@@ -357,17 +366,16 @@ class Plan:
 
     @property
     def interpreters(self) -> int:
-        return 1 if self.backend == "threads" else 1 + self.running
-
-    @property
-    def interpreter(self) -> int:
-        """Bytes of one interpreter, with what it has imported and compiled."""
-        return max(INTERPRETER_BYTES, self.resident)
+        """Bytes of all interpreters, with what they have imported and compiled."""
+        worker = max(INTERPRETER_BYTES, self.resident)
+        if self.backend == "threads":
+            return worker
+        return max(PARENT_BYTES, self.parent) + self.running * worker
 
     @property
     def peak(self) -> int:
         """Bytes that the whole run needs at its peak, interpreters included."""
-        return self.interpreters * self.interpreter + self.running * self.peak_per_worker
+        return self.interpreters + self.running * self.peak_per_worker
 
     # -- text --------------------------------------------------------------------------
 
@@ -399,7 +407,7 @@ class Plan:
             f"writes {show_bytes(self.bytes_written)} before compression",
             f"memory    {show_bytes(self.peak)} at the peak, under the limit of "
             f"{show_bytes(self.memory_limit)}: {self.running} x {show_bytes(self.peak_per_worker)} "
-            f"+ {self.interpreters} x {show_bytes(self.interpreter)} interpreter",
+            f"+ {show_bytes(self.interpreters)} interpreters",
         ]
         if not short:
             for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
@@ -427,7 +435,7 @@ class Plan:
             "peak_bytes": self.peak,
             "peak_bytes_per_worker": self.peak_per_worker,
             "memory_bytes_per_worker": self.memory,
-            "interpreter_bytes": self.interpreters * self.interpreter,
+            "interpreter_bytes": self.interpreters,
             "memory_limit_bytes": self.memory_limit,
         }
 
