@@ -402,3 +402,18 @@ def test_lazy_results_pickle_and_run_in_threads():
     wanted = map_patches(np.sqrt, volume, 8)
     again = pickle.loads(pickle.dumps(lazy))
     np.testing.assert_array_equal(again.compute(scheduler="threads"), wanted)
+
+
+def test_five_axes_and_a_four_axis_patch():
+    volume = distinct((2, 2, 10, 12, 11))
+    lazy = da.from_array(volume, chunks=(1, 2, 4, 5, 6))
+    options = {"stride": (2, 3, 3)}
+    np.testing.assert_array_equal(
+        map_patches(np.sqrt, lazy, (4, 6, 6), **options).compute(),
+        map_patches(np.sqrt, volume, (4, 6, 6), **options),
+    )
+    four = {"stride": (1, 2, 3, 3)}
+    np.testing.assert_array_equal(
+        map_patches(np.sqrt, lazy, (2, 4, 6, 6), **four).compute(),
+        map_patches(np.sqrt, volume, (2, 4, 6, 6), **four),
+    )

@@ -112,11 +112,9 @@ def make_recipe(
     source = check_dtype(source_dtype, "the source's dtype")
     dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
     reduce, window = options.get("reduce", "mean"), options.get("window")
-    if window is None:
-        window = "hann" if reduce == "mean" else "constant"
     return Recipe(
         grid,
-        windows_per_axis(by_axis(window, dims, "window"), grid.ndim),
+        windows_per_axis(by_axis(window, dims, "window"), grid.ndim, reduce),
         source,
         source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
         channels_in=None if layout.channel is None else roi_shape[layout.channel],
@@ -447,11 +445,9 @@ def merge(
     given = Labelled.of(patches, "merge")
     lead = lazy.check_patches(given.data.shape, grid)
     kind = check_dtype(given.data.dtype, "the patches' dtype")
-    if window is None:
-        window = "hann" if reduce == "mean" else "constant"
     recipe = lazy.merge_recipe(
         grid,
-        windows_per_axis(window, grid.ndim),
+        windows_per_axis(window, grid.ndim, reduce),
         kind,
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
         reduce=reduce,

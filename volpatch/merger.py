@@ -56,14 +56,12 @@ class Merger:
         fill: float | None = None,
         out: Any = None,
     ) -> None:
-        if window is None:
-            window = "hann" if reduce == "mean" else "constant"
         wanted = None if dtype is None else check_dtype(dtype, "dtype")
         unknown = np.dtype(np.float32)
         self.grid = grid
         self._recipe = Recipe(
             grid,
-            windows_per_axis(window, grid.ndim),
+            windows_per_axis(window, grid.ndim, reduce),
             unknown,
             unknown,
             dtype=wanted,

@@ -26,12 +26,18 @@ FLOOR = 2.0**-20
 SIGMA_PER_PATCH = 1 / 8
 
 
-def windows_per_axis(window: Window | Sequence[Window], ndim: int) -> tuple[Window, ...]:
+def windows_per_axis(
+    window: Window | Sequence[Window] | None, ndim: int, reduce: str = "mean"
+) -> tuple[Window, ...]:
     """One checked window per axis, from one for all or one each.
 
-    >>> windows_per_axis("hann", 2)
-    ('hann', 'hann')
+    None is the default: Hann, and constant where values are not averaged.
+
+    >>> windows_per_axis("crop", 2), windows_per_axis(None, 2)
+    (('crop', 'crop'), ('hann', 'hann'))
     """
+    if window is None:
+        window = "hann" if reduce == "mean" else "constant"
     windows = per_axis(window, ndim, "window")
     for one in windows:
         if not callable(one):
