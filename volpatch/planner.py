@@ -394,8 +394,9 @@ class Plan:
         lines = [
             f"source    {self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
             f"{self.source.dtype}, chunks {self.source.chunks}",
-            f"output    {self.target or 'not named'}: {times(self.out_shape)} {recipe.out_dtype}"
-            f"{known}, {show_bytes(self.bytes_written)}{disk}",
+            f"output    {self.target or 'not named'}",
+            f"          {times(self.out_shape)} {recipe.out_dtype}{known}, "
+            f"{show_bytes(self.bytes_written)}{disk}",
             f"          chunks {self.chunks}, shards {self.shards or 'none'}",
             f"patches   {grid.patch}, stride {grid.stride}, window {_windows(recipe)}, "
             f"edge {'/'.join(dict.fromkeys(grid.edge))}",
@@ -406,7 +407,8 @@ class Plan:
             f"traffic   reads {show_bytes(self.bytes_read)} (x{self.read_amplification:.2f}), "
             f"writes {show_bytes(self.bytes_written)} before compression",
             f"memory    {show_bytes(self.peak)} at the peak, under the limit of "
-            f"{show_bytes(self.memory_limit)}: {self.running} x {show_bytes(self.peak_per_worker)} "
+            f"{show_bytes(self.memory_limit)}:",
+            f"          {self.running} x {show_bytes(self.peak_per_worker)} "
             f"+ {show_bytes(self.interpreters)} interpreters",
         ]
         if not short:
