@@ -388,7 +388,7 @@ class Plan:
     def explain(self, *, short: bool = False) -> str:
         """The plan for people; `short` leaves out the memory terms."""
         grid, recipe = self.recipe.grid, self.recipe
-        known = "" if recipe.complete else " (dtype assumed; the run asks the function)"
+        known = "" if recipe.complete else " (dtype assumed)"
         disk = "" if self.free_disk is None else f", {show_bytes(self.free_disk)} free on disk"
         halo = tuple(p - s for p, s in zip(grid.patch, grid.stride, strict=True))
         lines = [
