@@ -70,7 +70,7 @@ def test_a_mask_changes_only_what_a_hole_touches(grid, window, data):
         fill=-5.0,
         **options_of(grid, window),
     )
-    assert len(called) == sum(kept)
+    assert len(called) == max(1, sum(kept))  # one made-up call where all is skipped
     full = map_patches(identity, volume, grid.patch, **options_of(grid, window))
     np.testing.assert_array_equal(got[~touched], full[~touched])
     np.testing.assert_allclose(got, np.where(np.isnan(wanted), -5, wanted), rtol=1e-5)
@@ -167,7 +167,7 @@ def test_crop_with_holes_takes_the_nearest_patch_that_is_there():
 def test_nan_rules():
     volume = distinct((12, 12))
     volume[5, 6] = np.nan
-    with pytest.raises(FunctionError, match=r"returned NaN for patch .* at voxel \(5, 6\).*omit"):
+    with pytest.raises(FunctionError, match=r"a NaN came back .* at voxel \(5, 6\).*omit"):
         map_patches(identity, volume, 5, nan="raise")
     got = map_patches(identity, volume, 5, nan="omit")
     assert np.argwhere(np.isnan(got)).tolist() == [[5, 6]]

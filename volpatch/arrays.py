@@ -17,19 +17,20 @@ from numpy.typing import DTypeLike, NDArray
 from volpatch import lazy
 from volpatch.blender import Finalize
 from volpatch.errors import GridError, SettingError
-from volpatch.forms import by_axis, parse_roi
-from volpatch.geometry import Box, PatchGrid
+from volpatch.forms import by_axis, parse_roi, whole_counts
+from volpatch.geometry import Box, PatchGrid, check_grid
 from volpatch.holes import Skips, make_skips
 from volpatch.layout import Layout, default_dims
 from volpatch.memory import cut_patches, map_array, merge_box, reader
 from volpatch.options import BlendOptions, Sizes, check_names
 from volpatch.recipe import Recipe, check_dtype
-from volpatch.storage.opening import open_source
+from volpatch.storage.opening import open_source, source_of
 from volpatch.storage.source import Source
 from volpatch.window import Window, windows_per_axis
 
 Array = NDArray[Any]
 PATCH_SUFFIX = "_patch"
+VOLUME_COORD = "volpatch_volume"  # where extract leaves a coordinate for merge to find
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def make_recipe(
         source,
         source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
         channels_in=None if layout.channel is None else roi_shape[layout.channel],
-        batch_size=options.get("batch_size"),
-        channels_out=options.get("out_channels"),
+        batch_size=whole_counts(options.get("batch_size"), None, "batch_size"),
+        channels_out=whole_counts(options.get("out_channels"), None, "out_channels"),
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
         finalizes=finalizes,
         fill=options.get("fill"),
@@ -193,6 +194,8 @@ def map_patches(
     >>> bool(np.allclose(out, image + 1))
     True
     """
+    if isinstance(patch, PatchGrid):
+        raise GridError("map_patches takes sizes: patch=grid.patch, stride=grid.stride, ...")
     given = Labelled.of(volume, "map_patches")
     shape = given.data.shape
     layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
@@ -223,7 +226,10 @@ def skips_of(options: Mapping[str, Any], layout: Layout) -> Skips | None:
     if isinstance(mask, str | os.PathLike):
         mask = StoredMask(open_source(mask), len(layout.patched))
     elif mask is not None and hasattr(mask, "variable"):
-        mask = mask.data
+        stored = source_of(mask)
+        if set(mask.dims) == set(layout.patched_dims):  # by name, whatever the order
+            mask = mask.transpose(*layout.patched_dims)
+        mask = mask.data if stored is None else StoredMask(stored, len(layout.patched))
     if is_dask(mask):
         raise SettingError(
             "the mask is a dask array, but it is looked at while blocks are computed; pass "
@@ -351,7 +357,7 @@ def extract(
     )
 
 
-def _centres(volume: Any, dim: str, centres: Array) -> tuple[str, Array, dict[str, Any]]:
+def _centres(volume: Any, dim: str, centres: Array) -> tuple[Any, ...]:
     """Centres of patches as a coordinate, in the units of the volume's own."""
     if dim not in volume.coords or volume.coords[dim].dtype.kind not in "iuf":
         return dim + PATCH_SUFFIX, centres, {}
@@ -360,7 +366,8 @@ def _centres(volume: Any, dim: str, centres: Array) -> tuple[str, Array, dict[st
     step = values[1] - values[0] if len(values) > 1 else 1.0
     last = len(values) - 1
     inside = np.interp(np.minimum(centres, last), np.arange(len(values)), values)
-    return dim + PATCH_SUFFIX, inside + step * np.maximum(centres - last, 0), dict(own.attrs)
+    beyond = step * np.maximum(centres - last, 0)
+    return dim + PATCH_SUFFIX, inside + beyond, dict(own.attrs), {VOLUME_COORD: own.values}
 
 
 def grid_over(
@@ -442,7 +449,8 @@ def merge(
     >>> bool(np.allclose(merge(extract(image, grid), grid), image))
     True
     """
-    given = Labelled.of(patches, "merge")
+    check_grid(grid)
+    given = _in_order(Labelled.of(patches, "merge"))
     lead = lazy.check_patches(given.data.shape, grid)
     kind = check_dtype(given.data.dtype, "the patches' dtype")
     recipe = lazy.merge_recipe(
@@ -468,6 +476,16 @@ def merge(
     return _merged(merged, given, lead, grid)
 
 
+def _in_order(given: Labelled) -> Labelled:
+    """Patches with the axes (lead..., *_patch, ...) by their names, whatever their order."""
+    lattice = [d for d in given.dims if d.endswith(PATCH_SUFFIX)]
+    inner = [d.removesuffix(PATCH_SUFFIX) for d in lattice]
+    if not given.named or not lattice or not set(inner) <= set(given.dims):
+        return given
+    lead = [d for d in given.dims if d not in lattice and d not in inner]
+    return Labelled.of(given.origin.transpose(*lead, *lattice, *inner), "merge")
+
+
 def _merged(merged: Any, given: Labelled, lead: int, grid: PatchGrid) -> Any:
     """The merged volume as a DataArray, if the patches were one."""
     if not given.named:
@@ -479,10 +497,11 @@ def _merged(merged: Any, given: Labelled, lead: int, grid: PatchGrid) -> Any:
     coords: dict[str, Any] = {d: patches.coords[d] for d in dims[:lead] if d in patches.coords}
     for dim, axis in zip(dims[lead:], grid.axes, strict=True):
         centres = patches.coords.get(dim + PATCH_SUFFIX)
-        if centres is not None and axis.count > 1 and axis.stride > 0:
-            step = float(centres[1] - centres[0]) / (axis.start(1) - axis.start(0))
-            first = float(centres[0]) - step * (axis.start(0) + (axis.patch - 1) / 2)
-            coords[dim] = (dim, first + step * np.arange(axis.size), dict(centres.attrs))
+        if centres is None:
+            continue
+        values = centres.encoding.get(VOLUME_COORD)
+        if values is not None and len(values) == axis.size:
+            coords[dim] = (dim, values, dict(centres.attrs))
     return xr.DataArray(merged, dims=dims, coords=coords, name=patches.name, attrs=patches.attrs)
 
 
@@ -494,6 +513,7 @@ def coverage(grid: PatchGrid, *, chunks: Any = "auto") -> Any:
     """
     import dask.array as da
 
+    check_grid(grid)
     sizes = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
         chunks, grid.shape, dtype=np.int64
     )

@@ -125,8 +125,22 @@ class Blender:
 
     def add(self, ids: NDArray[np.int64], values: Array) -> None:
         """Blend the values (B, [channels,] *patch) of the patches `ids`."""
+        values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+        if self.recipe.nan == "raise" and values.dtype.kind == "f" and np.isnan(values).any():
+            raise self._nan_found(ids, values)
         if len(ids):
             blend(self.sums, self.tables, ids, values, self.mode, omit=self.recipe.omits)
+
+    def _nan_found(self, ids: NDArray[np.int64], values: Array) -> FunctionError:
+        bad = np.argwhere(np.isnan(values))[0]
+        position = self.tables.position(int(ids[bad[0]]))
+        box = self.recipe.grid.box(position)
+        inside = bad[len(bad) - box.ndim :]
+        voxel = tuple(int(a + b) for a, b in zip(box.start, inside, strict=True))
+        return FunctionError(
+            f"a NaN came back for patch {position} at {box}, at voxel {voxel}; nan='propagate' "
+            f"lets it pass, nan='omit' leaves it out"
+        )
 
     def skip(self, ids: NDArray[np.int64]) -> None:
         """Note that the patches `ids` are not there."""
@@ -187,7 +201,15 @@ class Blender:
     def _finalized(self, piece: Array) -> Array:
         if self.finalize is None:
             return piece
-        return finalized(self.finalize, self.recipe, piece.astype(self.recipe.blended_dtype))[0]
+        recipe = self.recipe
+        block, channels = finalized(self.finalize, recipe, piece.astype(recipe.blended_dtype))
+        if (block.dtype, channels) != (recipe.final_dtype, recipe.final_channels):
+            raise FunctionError(
+                f"finalize {name_of(self.finalize)} returned {channels} channels of {block.dtype}, "
+                f"but {recipe.final_channels} of {recipe.final_dtype} before; it must be the same "
+                f"for every block"
+            )
+        return block
 
     def _fill(self, out: Array, start: int, bare: Array | None) -> None:
         """Put `fill` where no patch of the grid comes, or none that comes has a value."""

@@ -549,3 +549,9 @@ def _strides(
         return tuple(_positive(s, f"stride on {a}") for s, a in zip(values, names, strict=True))
     shares = per_axis(DEFAULT_OVERLAP if overlap is None else overlap, len(patch), "overlap")
     return tuple(stride_from_overlap(p, o, a) for p, o, a in zip(patch, shares, names, strict=True))
+
+
+def check_grid(grid: object) -> None:
+    """Refuse what is no grid, such as a shape that was given instead."""
+    if not isinstance(grid, PatchGrid):
+        raise GridError(f"wanted a PatchGrid(shape, patch, ...), got {grid!r}")

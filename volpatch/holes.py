@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,12 +95,13 @@ def _mask_ranges(tables: Tables, axis: int, size: int, cells: int) -> NDArray[np
 
 
 def make_skips(
-    mask: Any, skip: Skip | None, shape: Sequence[int], *, channels: bool
+    mask: Any, skip: Any, shape: Sequence[int], *, channels: bool
 ) -> Skips | None:
     """What skips patches, or None where nothing does."""
     if mask is None and skip is None:
         return None
-    if skip is not None and not callable(skip) and not isinstance(skip, int | float):
+    number = isinstance(skip, numbers.Real) and type(skip) is not bool
+    if skip is not None and not callable(skip) and not number:
         raise SettingError(f"skip must be a function of a patch, or a number; got {skip!r}")
     if mask is not None and not hasattr(mask, "shape"):
         mask = np.asarray(mask)

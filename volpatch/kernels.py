@@ -386,12 +386,14 @@ def finish(values: Array, out: Array) -> int:
             np.copyto(out, values, casting="unsafe")
         return 0
     limits = np.iinfo(out.dtype)
-    if values.dtype.kind in "iub":
-        small, large = int(values.min(initial=0)), int(values.max(initial=0))
-        if small >= limits.min and large <= limits.max:
-            np.copyto(out, values, casting="unsafe")
-            return 0
-        values = values.astype(np.float64)
+    if values.dtype.kind in "iub":  # without floats: they lose the last bits of 64
+        own = np.iinfo(np.uint8 if values.dtype.kind == "b" else values.dtype)
+        low, high = max(limits.min, own.min), min(limits.max, own.max)
+        beyond = np.count_nonzero(values < low) + np.count_nonzero(values > high)
+        np.copyto(out, np.clip(values, low, high) if beyond else values, casting="unsafe")
+        return int(beyond)
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
     if values.ndim < 2:
         values, out = values[None], out[None]
     clipped = 0

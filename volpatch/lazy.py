@@ -25,9 +25,9 @@ from volpatch.blender import Finalize
 from volpatch.errors import GridError, SettingError
 from volpatch.geometry import AxisGrid, Box, PatchGrid
 from volpatch.layout import Layout
-from volpatch.memory import cut_patches, learn_made_up, map_lead, merge_box, reader
+from volpatch.memory import cut_patches, map_lead, merge_box, reader
 from volpatch.recipe import Recipe
-from volpatch.region import Holes
+from volpatch.region import Caller, Holes, learn_made_up
 
 Array = NDArray[Any]
 Chunks = tuple[tuple[int, ...], ...]
@@ -148,7 +148,7 @@ def map_blocks(
     holes: Holes | None,
 ) -> Any:
     """The blended result of a dask array, (lead..., [channels,] patched...), lazily."""
-    recipe = learn_made_up(function, recipe, finalize)
+    recipe = learn_made_up(recipe, Caller(function), finalize)
     array = array.transpose(layout.order)
     lead, grid = len(layout.lead), recipe.grid
     first = array.ndim - grid.ndim
@@ -203,7 +203,8 @@ class ExtractBlock:
             starting(a, p, q) for a, p, q in zip(grid.axes, box.start, box.stop, strict=True)
         )
         counts = tuple(len(n) for n in numbers)
-        out = np.empty((*block.shape[: self.lead], *counts, *grid.patch), block.dtype)
+        shape = (*block.shape[: self.lead], *counts, *grid.patch)
+        out = np.empty(shape, self.recipe.source_dtype)
         for place in np.ndindex(block.shape[: self.lead]):
             cut_patches(reader(block[place][None], origin), self.recipe, numbers, out[place])
         return out
@@ -226,7 +227,7 @@ def extract_blocks(array: Any, recipe: Recipe) -> Any:
     lead = array.ndim - grid.ndim
     if 0 in grid.lattice:
         shape = (*array.shape[:lead], *grid.lattice, *grid.patch)
-        return da.zeros(shape, dtype=array.dtype)
+        return da.zeros(shape, dtype=recipe.source_dtype)
     depth = [(a.patch - 1 if a.padded > a.size else 0, a.patch - 1) for a in grid.axes]
     sizes = [
         join(
@@ -252,8 +253,8 @@ def extract_blocks(array: Any, recipe: Recipe) -> Any:
         depth,
         chunks=(*array.chunks[:lead], *counts, *((p,) for p in grid.patch)),
         new_axis=list(range(array.ndim, array.ndim + grid.ndim)),
-        dtype=array.dtype,
-        meta=np.empty((0,) * (array.ndim + grid.ndim), array.dtype),
+        dtype=recipe.source_dtype,
+        meta=np.empty((0,) * (array.ndim + grid.ndim), recipe.source_dtype),
     )
 
 

@@ -14,7 +14,7 @@ from volpatch.geometry import Box
 from volpatch.kernels import cut
 from volpatch.layout import Layout
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Holes, Read, Stream, learn, reach_of, read_padded
+from volpatch.region import Caller, Holes, Read, Stream, reach_of, read_padded
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
@@ -157,30 +157,10 @@ def merge_box(patches: Array, recipe: Recipe, numbers: tuple[range, ...], box: B
     needed = patches[here]
     per_row = int(np.prod(tables.lattice[1:]))
     for row, number in enumerate(tables.numbers[0]):
-        values = np.ascontiguousarray(needed[row])
+        values = np.ascontiguousarray(needed[row], recipe.source_dtype)
         blender.hand_over(blender.first_plane(number))
         ids = np.arange(row * per_row, (row + 1) * per_row)
         blender.add(ids, values.reshape(-1, *recipe.grid.patch))
     blender.hand_over(box.stop[0])
     blended: Array = out[0]
     return blended
-
-
-def made_up(recipe: Recipe) -> Array:
-    """A batch that looks like patches: random, positive, no two voxels alike to speak of."""
-    shape = (recipe.batch_size or 1, recipe.channels_in or 1, *recipe.grid.patch)
-    rng = np.random.default_rng(0)
-    if recipe.input_dtype.kind == "f":
-        return rng.uniform(0.5, 1.5, shape).astype(recipe.input_dtype)
-    return rng.integers(1, 100, shape).astype(recipe.input_dtype)
-
-
-def learn_made_up(
-    function: Callable[[Array], Any], recipe: Recipe, finalize: Finalize | None
-) -> Recipe:
-    """The recipe with what one call on a made-up batch tells; nothing is read for it."""
-    if recipe.complete:
-        return recipe
-    first = recipe.grid[0] if len(recipe.grid) else Box((0,) * recipe.grid.ndim, recipe.grid.patch)
-    values = Caller(function)(recipe, made_up(recipe), lambda i: ((0,) * first.ndim, first))
-    return learn(recipe, values, finalize)

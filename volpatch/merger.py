@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from volpatch.blender import ArraySink, Blender
 from volpatch.errors import GridError, SettingError
-from volpatch.geometry import Box, PatchGrid
+from volpatch.geometry import Box, PatchGrid, check_grid
 from volpatch.recipe import Recipe, check_dtype
 from volpatch.tables import Tables
 from volpatch.window import Window, windows_per_axis
@@ -56,7 +56,13 @@ class Merger:
         fill: float | None = None,
         out: Any = None,
     ) -> None:
+        check_grid(grid)
         wanted = None if dtype is None else check_dtype(dtype, "dtype")
+        if out is not None:
+            own = check_dtype(out.dtype, "the dtype of out")
+            if wanted not in (None, own):
+                raise SettingError(f"out holds {own}, but dtype={wanted} was asked for")
+            wanted = own
         unknown = np.dtype(np.float32)
         self.grid = grid
         self._recipe = Recipe(
@@ -89,7 +95,8 @@ class Merger:
     def add_batch(self, indices: Iterable[int | Sequence[int]], patches: Array) -> None:
         """Add patches (B, [channels,] *patch); see `add`."""
         numbers = [self._number(index) for index in indices]
-        values = np.ascontiguousarray(patches)
+        values = np.asarray(patches)
+        values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
         channels = self._checked(values, len(numbers))
         for place, number in enumerate(numbers):
             if self._added[number] or number in numbers[:place]:

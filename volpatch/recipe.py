@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,20 @@ def check_dtype(dtype: Any, what: str) -> DType:
             f"float16, float32 and float64"
         )
     return found
+
+
+def check_number(value: Any, dtype: DType, what: str) -> None:
+    """Refuse a value that is no number, or that the dtype cannot hold."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise SettingError(f"{what} must be a number, got {value!r}")
+    if dtype.kind == "f":
+        return
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if not low <= float(value) <= high or float(value) % 1:
+        raise SettingError(
+            f"{what} {value!r} cannot be held by {dtype}: it must be a whole number from {low} to "
+            f"{high}, or choose another dtype"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,10 @@ class Recipe:
                 f"(patch {self.grid.patch}, stride {self.grid.stride}, offset {self.grid.offset}, "
                 f"edge {self.grid.edge[0]!r}); give fill=VALUE for them, or a grid that covers all"
             )
+        check_number(self.pad_value, self.source_dtype, "pad_value")
+        if self.fill is not None:
+            dtype = self.out_dtype if self.complete or self.dtype else np.dtype(np.float64)
+            check_number(self.fill, dtype, "fill")
         if self.result_dtype is not None:
             self._check_labels(self.result_dtype)
 
@@ -168,8 +187,8 @@ class Recipe:
 
     @property
     def halves(self) -> bool:
-        """Whether float16 is to be cast, which the kernels cannot do while cutting."""
-        return self.source_dtype == np.float16 and self.input_dtype != np.float16
+        """Whether to or from float16 is cast, which the kernels cannot do while cutting."""
+        return (self.source_dtype == np.float16) != (self.input_dtype == np.float16)
 
     @property
     def accumulator(self) -> DType:

@@ -92,15 +92,6 @@ class Caller:
                 f"wanted {problem[1]}"
             )
         values = np.ascontiguousarray(result, result.dtype.newbyteorder("="))
-        if recipe.nan == "raise" and values.dtype.kind == "f" and np.isnan(values).any():
-            bad = np.argwhere(np.isnan(values if not single else values[None]))[0]
-            position, box = patch(int(bad[0]))
-            n = recipe.grid.ndim
-            voxel = tuple(int(a + b) for a, b in zip(box.start, bad[-n:], strict=True))
-            raise FunctionError(
-                f"{self.name} returned NaN for patch {position} at {box}, at voxel {voxel}; "
-                f"nan='propagate' lets it pass, nan='omit' leaves it out"
-            )
         return values[None] if single else values
 
     @property
@@ -146,6 +137,25 @@ def learn(recipe: Recipe, values: Array, finalize: Finalize | None) -> Recipe:
     block = values[:1].reshape(recipe.channels_out or 1, *recipe.grid.patch)
     final, channels = finalized(finalize, recipe, block.astype(recipe.blended_dtype))
     return replace(recipe, final_dtype=final.dtype, final_channels=channels)
+
+
+def made_up(recipe: Recipe) -> Array:
+    """A batch that looks like patches: random, positive, no two voxels alike to speak of."""
+    shape = (recipe.batch_size or 1, recipe.channels_in or 1, *recipe.grid.patch)
+    rng = np.random.default_rng(0)
+    if recipe.input_dtype.kind == "f":
+        return rng.uniform(0.5, 1.5, shape).astype(recipe.input_dtype)
+    return rng.integers(1, 100, shape).astype(recipe.input_dtype)
+
+
+def learn_made_up(recipe: Recipe, caller: Caller, finalize: Finalize | None) -> Recipe:
+    """The recipe with what one call on a made-up batch tells; nothing is read for it."""
+    if recipe.complete:
+        return recipe
+    grid = recipe.grid
+    first = grid[0] if len(grid) else Box((0,) * grid.ndim, grid.patch)
+    values = caller(recipe, made_up(recipe), lambda i: ((0,) * grid.ndim, first))
+    return learn(recipe, values, finalize)
 
 
 def _where(patch: Callable[[int], Place], count: int) -> str:
@@ -330,7 +340,7 @@ class Stream:
             elif self.recipe.complete:
                 self._skip(self._blender(self.recipe), skipped)
             self.tick(len(missing))
-        blender = self._blender(self.recipe)
+        blender = self._blender(learn_made_up(self.recipe, self.caller, self.finalize))
         self._skip(blender, skipped)
         blender.hand_over(self.box.stop[0])
         return self.stats

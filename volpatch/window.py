@@ -91,7 +91,13 @@ def sample(window: Window, n: int) -> NDArray[np.float64]:
     [0.25, 0.75, 1.0, 0.75, 0.25]
     """
     if callable(window):
-        return _checked(window(n), window, n)
+        try:
+            return _checked(np.asarray(window(n), dtype=np.float64), window, n)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            if isinstance(error, SettingError):
+                raise
+            name = getattr(window, "__name__", repr(window))
+            raise SettingError(f"window {name}({n}) failed: {error}") from error
     name, sigma = _parse(window)
     place = np.arange(n, dtype=np.float64)
     middle = (n - 1) / 2

@@ -26,7 +26,7 @@ from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import Sums, blend, cut, finish
 from volpatch.planner import Plan
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Holes, Place, Read, Stopped, Stream, learn, read_padded
+from volpatch.region import Caller, Holes, Place, Read, Stopped, Stream, learn, made_up, read_padded
 from volpatch.storage.source import Source
 from volpatch.storage.target import LayerWriter, TargetSpec, WorkTree
 from volpatch.tables import Ring, Tables
@@ -139,11 +139,12 @@ class Worker:
         recipe = plan.recipe
         lead, _ = plan.region_box(0)
         found = self._trial_patch(plan, self.read(plan, lead))
-        if found is None:  # nothing will be called
-            known = replace(recipe, result_dtype=recipe.known_result)
-            return Trial(known, 0, machine.resident_bytes(), 0.0)
-        place, patch = found
-        batch = np.repeat(patch[None], recipe.batch_size or 1, axis=0)
+        if found is None:  # nothing in sight will be called; the dtype is needed all the same
+            batch = made_up(recipe)
+            place = ((0,) * recipe.grid.ndim, Box((0,) * recipe.grid.ndim, recipe.grid.patch))
+        else:
+            place, patch = found
+            batch = np.repeat(patch[None], recipe.batch_size or 1, axis=0)
 
         def call(known: Recipe) -> Array:
             return self.caller(known, batch.copy(), lambda i: place)
@@ -181,8 +182,10 @@ class Worker:
     def _wanted(self, tables: Tables, row: int, middle: Array) -> list[tuple[int, ...]]:
         """Places within a row of patches that a mask keeps, the nearest to the middle first."""
         kept = None if self.holes is None else self.holes.kept(tables, row)
-        if kept is None:
+        if kept is None and self.holes is None:
             return [tuple(middle.tolist())]
+        if kept is None:
+            kept = np.ones([len(n) for n in tables.numbers[1:]], dtype=bool)
         places = np.argwhere(kept)
         order = np.argsort(np.abs(places - middle).sum(axis=1), kind="stable")
         return [tuple(p) for p in places[order[:TRIAL_PATCHES]].tolist()]
