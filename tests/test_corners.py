@@ -21,6 +21,7 @@ from volpatch import (
     merge,
     open_volume,
     run,
+    sample_patches,
     to_zarr,
 )
 
@@ -177,6 +178,16 @@ def test_merging_gives_back_the_very_coordinates():
     xr.testing.assert_allclose(merged, volume, rtol=1e-6)
     turned = patches.transpose("y_patch", "x_patch", "x", "y")
     xr.testing.assert_identical(merge(turned, grid), merged)
+
+
+def test_samples_match_axes_by_name():
+    image = xr.DataArray(np.arange(64.0).reshape(8, 8), dims=("y", "x"))
+    sizes = {"y": 1, "x": 1}
+    where = xr.DataArray(np.zeros((8, 8), bool), dims=("x", "y"))
+    where[5, 2] = True
+    assert sample_patches(image, sizes, 1, rng=0, where=where).origins.tolist() == [[2, 5]]
+    with pytest.raises(SettingError, match="transpose one of them"):
+        sample_patches({"a": image, "b": image.transpose("x", "y")}, sizes, at=[(2, 5)])
 
 
 def test_finalize_must_not_change_its_mind():

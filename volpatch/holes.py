@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,13 +93,11 @@ def _mask_ranges(tables: Tables, axis: int, size: int, cells: int) -> NDArray[np
     return np.stack([starts * cells // size, (stops - 1) * cells // size + 1], axis=1)
 
 
-def make_skips(
-    mask: Any, skip: Any, shape: Sequence[int], *, channels: bool
-) -> Skips | None:
+def make_skips(mask: Any, skip: Any, shape: Sequence[int], *, channels: bool) -> Skips | None:
     """What skips patches, or None where nothing does."""
     if mask is None and skip is None:
         return None
-    number = isinstance(skip, numbers.Real) and type(skip) is not bool
+    number = isinstance(skip, int | float | np.number) and not isinstance(skip, bool)
     if skip is not None and not callable(skip) and not number:
         raise SettingError(f"skip must be a function of a patch, or a number; got {skip!r}")
     if mask is not None and not hasattr(mask, "shape"):

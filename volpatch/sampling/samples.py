@@ -114,6 +114,13 @@ def sample_patches(
     views = [View.of(volume, name) for name, volume in zip(names, given, strict=True)]
     layouts = _aligned(names, views, patch, channel_axis)
     dims, shape = layouts[0].patched_dims, layouts[0].patched_shape
+    for name, view, layout in zip(names, views, layouts, strict=True):
+        if view.named and views[0].named and layout.patched_dims != dims:
+            raise SettingError(
+                f"the axes of {name} are {layout.patched_dims}, those of {names[0]} {dims}; "
+                f"transpose one of them"
+            )
+    where, balance = _by_name(where, dims), _by_name(balance, dims)
     sizes = _patch_sizes(by_axis(patch, dims, "patch"), dims, shape)
     room = Room(shape, sizes, exclude)
     if at is not None:
@@ -145,6 +152,13 @@ def _named(volumes: Any) -> tuple[list[str], list[Any]]:
     if not given:
         raise SettingError("there are no volumes to sample; give at least one")
     return names, given
+
+
+def _by_name(marks: Any, dims: Sequence[str]) -> Any:
+    """A DataArray with its axes in the order of `dims`; anything else as it is."""
+    if hasattr(marks, "dims") and set(marks.dims) == set(dims):
+        return marks.transpose(*dims)
+    return marks
 
 
 def _aligned(
