@@ -294,7 +294,7 @@ def run(source: str, target: str | None, **words: Any) -> None:
 
 @cli.command(
     cls=TopicCommand,
-    epilog="\b\nExamples:\n  volpatch demo\n  volpatch demo /tmp/volpatch-demo --overwrite",
+    epilog="\b\nExamples:\n  volpatch demo\n  volpatch demo ~/volpatch-demo --overwrite",
 )
 @click.argument("folder", default="volpatch-demo")
 @options(HOW)
