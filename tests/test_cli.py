@@ -658,3 +658,35 @@ def test_the_work_tree_of_an_interrupted_run_is_no_obstacle(ask, folder):
     assert ask("run", "in.tif", "out.zarr", "--apply", "identity", "--patch", 12)[0] == 0
     assert not left.exists()
     assert np.array_equal(stored(folder / "out.zarr"), stored(folder / "kept.zarr"))
+
+
+def test_a_job_file_replaces_nothing_but_a_job_file(ask, tmp_path):
+    before = Path("in.tif").read_bytes()
+    code, _, err = ask("plan", "in.tif", "-o", "in.tif")
+    assert (code, Path("in.tif").read_bytes()) == (3, before)
+    assert "would be written into" in err
+    Path("notes.txt").write_text("mine")
+    code, _, err = ask("plan", "in.tif", "-o", "notes.txt")
+    assert (code, Path("notes.txt").read_text()) == (3, "mine")
+    assert "is no job file, so it is left alone" in err
+    assert ask("plan", "in.tif", "-o", "job.json")[0] == 0
+    assert ask("plan", "in.tif", "-o", "job.json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "text", ['{"volpatch_job": 1}', '{"volpatch_job": 1, "source": "a"}', "[]"]
+)
+def test_a_damaged_job_file_is_named(ask, text):
+    Path("bad.json").write_text(text)
+    code, out, err = ask("run", "bad.json")
+    assert (code, out) == (3, "")
+    assert "bad.json" in err
+    assert "Traceback" not in err
+
+
+def test_a_factory_that_exits_is_a_failure(ask):
+    Path("leave.py").write_text("import sys\n\ndef make():\n    sys.exit(0)\n")
+    code, _, err = ask("run", "in.tif", "out.zarr", "--factory", "leave.py:make", "--patch", 8)
+    assert code == 3
+    assert "leave.py:make raised SystemExit" in err
+    assert not Path("out.zarr").exists()

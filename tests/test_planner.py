@@ -354,7 +354,7 @@ def test_a_limit_without_a_unit_is_refused():
         ({"memory_limt": "2GiB"}, "no option 'memory_limt'; did you mean 'memory_limit'"),
         ({"dtype": "complex64"}, "dtype complex64 is not supported"),
         ({"dtype": "uint17"}, "dtype 'uint17' is no dtype"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"out_channels": 0}, "."),
     ],
 )

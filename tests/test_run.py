@@ -576,3 +576,23 @@ def test_a_target_in_at_or_around_the_source_is_refused(tmp_path, volume):
             run(functions.shade, source, target, patch=12, overwrite=True)
     assert sorted(p.name for p in source.rglob("*")) == before
     assert sorted(os.listdir(tmp_path)) == ["in.zarr", "link"]
+
+
+def test_two_runs_never_write_one_target_at_once(tmp_path):
+    volume = np.random.default_rng(0).random((16, 16, 16), dtype="float32")
+    source = zarr.create_array(
+        tmp_path / "in.zarr", shape=volume.shape, chunks=(8, 8, 8), dtype="f4"
+    )
+    source[:] = volume
+    asked = []
+
+    def ask_again(patch):
+        if not asked:
+            asked.append(True)
+            with pytest.raises(volpatch.TargetError, match=r"another run is writing .*out.zarr"):
+                volpatch.run(lambda p: p, tmp_path / "in.zarr", tmp_path / "out.zarr", patch=8)
+        return patch
+
+    volpatch.run(ask_again, tmp_path / "in.zarr", tmp_path / "out.zarr", patch=8)
+    assert asked
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.zarr", "out.zarr"]

@@ -118,7 +118,7 @@ GRID: OptionTable = {
 OUTPUT: OptionTable = {
     "Output": [
         ("--dtype", "DTYPE", "Of the output; values are rounded and clipped to it."),
-        ("--chunks", "N[,N…]", "Of the output.  [the source's]"),
+        ("--chunks", "N[,N…]", "Of the output.  [the source's if handy, else 64,128,128]"),
         ("--shards", "N[,N…]", "Of the output, multiples of its chunks.  [none]"),
         ("--codec", "NAME", "zstd, zstd:LEVEL, lz4 or none.  [zstd]"),
     ]

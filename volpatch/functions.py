@@ -96,7 +96,7 @@ class FunctionSpec:
         """
         kind, place, name = _split(text)
         if kind == "file":
-            text = f"{Path(place).expanduser().absolute()}:{name}"
+            text = f"{os.path.abspath(Path(place).expanduser())}:{name}"
         return cls(text, tuple((params or {}).items()), factory)
 
     @property
@@ -121,7 +121,7 @@ class FunctionSpec:
             return bound
         try:
             made = bound()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise FunctionError(f"the factory {self.target} raised {_shown(error)}") from error
         _check_kind(f"what the factory {self.target} returned", made, factory=False)
         function: Callable[..., Any] = made

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ from volpatch.runner import RunReport
 from volpatch.storage.puts import Durability
 
 FORMAT = 1
+_NONE = type(None)
+_KEYS: dict[str, Any] = {
+    "source": str,
+    "level": int,
+    "source_shape": list,
+    "source_dtype": str,
+    "target": (str, _NONE),
+    "function": (dict, _NONE),
+    "finalize": (dict, _NONE),
+    "options": dict,
+}
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -108,10 +120,26 @@ def _function_json(function: Any, what: str) -> dict[str, object] | None:
 def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write a plan as a job file."""
     text = json.dumps(to_json(plan), indent=2) + "\n"
+    name = os.path.abspath(path)
+    real = Path(os.path.realpath(name))
+    for other in (plan.source.path, plan.target):
+        if other is not None and real.is_relative_to(os.path.realpath(other)):
+            raise SettingError(f"the job file {name!r} would be written into {other!r}")
+    if os.path.lexists(name):
+        try:
+            load(name)
+        except SettingError:
+            raise SettingError(
+                f"{name!r} exists and is no job file, so it is left alone; choose another name"
+            ) from None
+    temp = f"{name}.{os.getpid()}.tmp"
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(temp).write_text(text, encoding="utf-8")
+        os.replace(temp, name)
     except OSError as error:
-        raise SettingError(f"the job file {os.fspath(path)!r} cannot be written: {error}") from None
+        with suppress(OSError):
+            os.unlink(temp)
+        raise SettingError(f"the job file {name!r} cannot be written: {error}") from None
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,6 +153,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SettingError(
             f"{name!r} is no job file of this volpatch; `volpatch plan … -o {name}` makes one"
         )
+    for key, kinds in _KEYS.items():
+        if not isinstance(job.get(key), kinds):
+            raise SettingError(
+                f"{name!r} is damaged: its {key!r} is {job.get(key)!r}; plan again to make it anew"
+            )
     check_names(job["options"], JobOptions)
     return dict(job)
 

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -208,6 +209,8 @@ def _without_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # started by the first process otherwise, and unblocks the signal on its way
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -354,7 +357,11 @@ def execute(
     begin = time.perf_counter()
     machine.forget_peak()
     work = WorkTree(draft.target or "", durability=durability)
-    with reading_limits(CHUNKS_IN_FLIGHT), _pool(draft, functions, source) as pool:
+    with (
+        work.claimed(),
+        reading_limits(CHUNKS_IN_FLIGHT),
+        _pool(draft, functions, source) as pool,
+    ):
         plan, spec = settle(draft, pool.one("trial", draft))
         announce(plan)
         bar = Progress(plan.patches_computed, progress)
@@ -369,7 +376,7 @@ def execute(
 
         pool.regions(range(plan.n_regions), (plan, spec, durability), done, bar.add, plan.running)
         bar.close()
-    work.publish(spec)
+        work.publish(spec)
     peaks[os.getpid()] = max(peaks[os.getpid()], machine.peak_bytes())
     return RunReport(
         target=str(work.target),

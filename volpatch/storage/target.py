@@ -12,6 +12,7 @@ objects are encoded and put by `LayerWriter`, each whole and by one task.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import math
@@ -19,6 +20,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import RunError, SettingError
+from volpatch.errors import RunError, SettingError, TargetError
 from volpatch.storage.codec import ChunkEncoder, ShardIndex, TargetSpec, zarr_codecs
 from volpatch.storage.ome import multiscales
 from volpatch.storage.puts import (
@@ -260,6 +262,31 @@ class WorkTree:
         self.tmp = self.folder / "tmp"
         self.old = self.folder / "old"
         self.puts = Puts(self.tmp, root=self.data, durability=durability)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs from the work folder while inside; a TargetError if one has it.
+
+        The lock lies beside the folder, which is removed and made anew, and goes with the
+        process that holds it, however that ends.
+        """
+        path = self.folder.with_name(self.folder.name + ".lock")
+        with disk_errors(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TargetError(
+                    f"another run is writing {str(self.target)!r} at this moment; wait for it, or "
+                    f"choose another name"
+                ) from None
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
     def prepare(self, spec: TargetSpec, *, overwrite: bool) -> None:
         """Start afresh: check, drop an unfinished tree of ours, write the metadata.
