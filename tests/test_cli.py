@@ -217,7 +217,7 @@ def test_help_is_short_and_imports_nothing_heavy(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("\n") <= 88
+    assert done.stdout.count("\n") <= 104
 
 
 def test_version(ask):
@@ -511,15 +511,16 @@ def test_a_function_that_fails_midway_is_shown_with_patch_box_and_cause(ask, fol
     args = ("--patch", 12, "--apply", "functions.py:complain", "--backend", backend)
     code, out, err = ask("run", "in.tif", "out.zarr", *args)
     line, *frames = err.splitlines()
-    assert code == 3
+    assert code == 4
     assert "complain raised ValueError on patch (0, 0, 0) at [0:12, 0:12, 0:12]" in line
-    assert line.endswith("it is dark in here")
+    assert "it is dark in here" in line
     assert frames[0].startswith("Traceback")
     assert "fail_deep" in err
     assert f'File "{cli._OURS}' not in err
     assert "wrote" not in out
     assert not (folder / "out.zarr").exists()
-    code, *_ = ask("run", "in.tif", "out.zarr", "--patch", 12, "--apply", "identity")
+    args = ("--patch", 12, "--apply", "identity", "--overwrite")
+    code, *_ = ask("run", "in.tif", "out.zarr", *args)
     assert code == 0
     assert not (folder / "out.zarr.volpatch").exists()
 
@@ -530,7 +531,7 @@ def test_a_corrupt_chunk_is_named(ask, folder, volume, position):
     chunk = folder.joinpath("bad.zarr", "c", *map(str, position))
     chunk.write_bytes(chunk.read_bytes()[:-20])
     code, _, err = ask("run", "bad.zarr", "out.zarr", "--apply", "identity", "--patch", 10)
-    assert code == 3
+    assert code == 4
     assert f"chunk c/{'/'.join(map(str, position))} of" in err
     assert "Traceback" not in err
     assert not (folder / "out.zarr").exists()

@@ -1,40 +1,31 @@
-"""What users call for volumes on disk: lay out a run, and run it."""
+"""What users call for volumes on disk: lay out a run, run it, go on with it, mend it."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
-from numpy.typing import NDArray
-
-from volpatch import machine
-from volpatch.arrays import make_recipe, skips_of
-from volpatch.errors import GridError, SettingError, SourceError
-from volpatch.fitting import fit
-from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
+from volpatch import job as jobs
+from volpatch.arrays import skips_of
+from volpatch.errors import SettingError, SourceError
+from volpatch.forms import parse_part
 from volpatch.functions import FunctionSpec
-from volpatch.geometry import per_axis
-from volpatch.layout import Layout, write_units
-from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
-from volpatch.planner import BACKENDS, Plan, Volume
-from volpatch.runner import RunReport, execute
-from volpatch.storage.opening import open_source, source_of
+from volpatch.mending import mend
+from volpatch.options import JobOptions
+from volpatch.planner import Plan
+from volpatch.planning import Function, as_source, fitted, make_draft, named
+from volpatch.progress import Progress
+from volpatch.report import RunReport
+from volpatch.running import Request, execute
 from volpatch.storage.puts import Durability, check_target
 from volpatch.storage.source import Source
-from volpatch.storage.target import TargetSpec
-from volpatch.work import Functions, Trial
+from volpatch.storage.target import WorkTree
+from volpatch.upkeep import find
+from volpatch.work import Functions
 
 if TYPE_CHECKING:
     import xarray as xr
-
-Array = NDArray[Any]
-Function = Callable[..., Any] | FunctionSpec | str
-DEFAULT_PATCH = 64
 
 
 def plan(
@@ -75,8 +66,8 @@ def plan(
         Something that cannot be.
     """
     volume = as_source(source, level)
-    draft = _draft(volume, target, _named(func), _named(finalize), options)
-    return _fitted(draft)
+    draft = make_draft(volume, target, named(func), named(finalize), options)
+    return fitted(draft)
 
 
 def run(
@@ -88,12 +79,18 @@ def run(
     setup: Callable[[], Callable[..., Any]] | None = None,
     finalize: Function | None = None,
     overwrite: bool = False,
+    part: str | tuple[int, int] | None = None,
+    retries: int = 0,
+    fail_fast: bool = False,
     durability: Durability = "full",
     progress: str = "none",
     announce: Callable[[Plan], None] = lambda plan: None,
     **options: Unpack[JobOptions],
 ) -> RunReport:
     """Run a function over overlapping patches of a stored volume, into a stored volume.
+
+    A run that was ended, by whatever, goes on where it was when it is called again with the
+    same words: what is done is not computed twice, and the bytes come out the same.
 
     Parameters
     ----------
@@ -108,7 +105,15 @@ def run(
     finalize : callable or name, optional
         Runs on blended blocks before they are rounded and written; pointwise.
     overwrite : bool
-        Replace an earlier output of volpatch, once the new one is complete.
+        Start over, also where an unfinished run could go on, and replace an earlier output of
+        volpatch once the new one is complete.
+    part : "i/n" or (int, int), optional
+        Compute every n-th region, from i (from 0) on. Any number of processes, on any
+        machines that share the disk, may do so at any time; the last one publishes.
+    retries : int
+        How often a region is tried again after the function failed on it.
+    fail_fast : bool
+        End at the first failure, instead of computing all other regions first.
     durability : {"full", "process"}
         What finished writes survive: a power cut, or only the death of the process.
     progress : {"none", "auto", "bar", "log"}
@@ -121,12 +126,18 @@ def run(
     Returns
     -------
     RunReport
+        `report.complete` says whether the target is there now, which a part may leave to others.
 
     Raises
     ------
     VolpatchError
-        Before anything is written for settings, source, target and function that cannot
-        be; during the run when the function fails. The target then does not exist.
+        Before anything is written: settings, source, target or function that cannot be, or
+        an unfinished run of another plan (the message names the fields that differ).
+    IncompleteError
+        Some regions failed; all others are done and kept. The target does not exist yet.
+    RunError
+        The disk is full, workers died one after the other, the input changed. What is done
+        is kept.
 
     Examples
     --------
@@ -139,205 +150,153 @@ def run(
     """
     if (func is None) == (setup is None):
         raise SettingError("give one of func and setup: the function, or what makes it")
+    return execute(
+        make_request(
+            func,
+            source,
+            target,
+            level=level,
+            setup=setup,
+            finalize=finalize,
+            overwrite=overwrite,
+            part=part,
+            retries=retries,
+            fail_fast=fail_fast,
+            durability=durability,
+            progress=progress,
+            announce=announce,
+            options=options,
+        )
+    )
+
+
+def make_request(
+    func: Function | None,
+    source: str | os.PathLike[str] | Source | xr.DataArray,
+    target: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    setup: Callable[[], Callable[..., Any]] | None = None,
+    finalize: Function | None = None,
+    part: str | tuple[int, int] | None = None,
+    retries: int = 0,
+    durability: Durability = "full",
+    options: JobOptions,
+    **more: Any,
+) -> Request:
+    """What `run` was asked for, checked as far as it can be without computing anything."""
     if durability not in ("full", "process"):
         raise SettingError(f"durability must be 'full' or 'process'; got {durability!r}")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise SettingError(f"retries must be a whole number from 0 on; got {retries!r}")
+    Progress(0, more.get("progress", "none"))  # refuses a mode that there is not
     volume = as_source(source, level)
-    check_target(os.fspath(target), overwrite=overwrite, source_path=volume.path)
-    function, final = _named(func), _named(finalize)
+    check_target(os.fspath(target), overwrite=True, source_path=volume.path, exists=False)
+    function, final = named(func), named(finalize)
     for spec in (function, final):
         if isinstance(spec, FunctionSpec):
             spec.check()
-    draft = _draft(volume, target, function, final, options)
-
-    def settle(draft: Plan, trial: Trial) -> tuple[Plan, TargetSpec]:
-        memory = trial.func_memory if draft.func_memory is None else draft.func_memory
-        known = replace(
-            draft,
-            recipe=trial.recipe,
-            func_memory=memory,
-            resident=trial.resident,
-            parent=machine.resident_bytes(),
-        )
-        plan = _fitted(known)
-        return plan, target_spec(plan, volume)
-
-    return execute(
+    draft = make_draft(volume, target, function, final, options)
+    holes = skips_of(options, draft.layout)
+    return Request(
         draft,
-        Functions(function, setup, final, draft.calls, skips_of(options, draft.layout)),
+        Functions(function, setup, final, draft.calls, holes),
         volume,
-        settle=settle,
-        overwrite=overwrite,
-        durability=durability,
-        announce=announce,
-        progress=progress,
+        WorkTree(os.fspath(target), durability=durability),
+        part=parse_part(part),
+        retries=retries,
+        **more,
     )
 
 
-def as_source(source: Any, level: int = 0) -> Source:
-    """The stored volume behind a path, or behind what `open_volume` returned."""
-    if isinstance(source, Source):
-        return source
-    if isinstance(source, str | os.PathLike):
-        return open_source(source, level=level)
-    found = source_of(source) if hasattr(source, "encoding") else None
-    if found is None:
+def run_job(
+    job: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    target: str | os.PathLike[str] | None = None,
+    **how: Any,
+) -> RunReport:
+    """Run a job that was saved; the source must still be what was planned for.
+
+    Parameters
+    ----------
+    job : path, or what it holds
+        What `volpatch plan -o` saved.
+    target : path, optional
+        Another place than the job names.
+    **how
+        overwrite, part, retries, fail_fast, durability, progress, announce: see `run`.
+    """
+    job = jobs.load(job) if isinstance(job, str | os.PathLike) else job
+    source = as_source(job["source"], job["level"])
+    planned = (tuple(job["source_shape"]), job["source_dtype"])
+    if (source.shape, str(source.dtype)) != planned:
         raise SourceError(
-            f"run and plan take a path or what open_volume returned, got a "
-            f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
-            f"otherwise; use roi= for a part of a volume, or map_patches for an array"
+            f"{source.path} is now {source.shape} {source.dtype}, but the job was planned for "
+            f"{planned[0]} {planned[1]}; plan again"
         )
-    return found
-
-
-def _named(function: Function | None) -> Callable[..., Any] | FunctionSpec | None:
-    return FunctionSpec.parse(function) if isinstance(function, str) else function
-
-
-def _patch_or_default(patch: Sizes | None, source: Source) -> Sizes:
-    if patch is not None:
-        return patch
-    layout = Layout.of(source.dims, source.shape, DEFAULT_PATCH)
-    return tuple(min(DEFAULT_PATCH, n) for n in layout.patched_shape)
-
-
-def _draft(
-    source: Source,
-    target: str | os.PathLike[str] | None,
-    function: Any,
-    finalize: Any,
-    options: JobOptions,
-) -> Plan:
-    """The plan as far as the user's words make it; regions are still to be chosen."""
-    check_names(options, JobOptions)
-    patch = _patch_or_default(options.get("patch"), source)
-    layout = Layout.of(source.dims, source.shape, patch, options.get("channel_axis"))
-    roi = parse_roi(options.get("roi"), source.dims, source.shape, source.channel_names)
-    blend: Any = {k: v for k, v in options.items() if k in BlendOptions.__annotations__}
-    if blend.get("dtype") is None:
-        blend["dtype"] = _operation_dtype(function, source)
-    recipe = make_recipe(
-        layout, roi.shape, source.dtype, patch, finalizes=finalize is not None, **blend
+    if job["function"] is None:
+        raise SettingError("the job names no function; plan again with --apply or --factory")
+    place = target or job["target"]
+    if place is None:
+        raise SettingError("the job names no target; plan again with one")
+    function: Function = FunctionSpec.from_json(job["function"])
+    finalize = None if job["finalize"] is None else FunctionSpec.from_json(job["finalize"])
+    options: JobOptions = job["options"]
+    return run(
+        function,
+        source,
+        place,
+        finalize=finalize,
+        **how,
+        **options,
     )
-    backend = options.get("backend", "threads")
-    if backend not in BACKENDS:
-        raise SettingError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    memory, func_memory = options.get("memory_limit"), options.get("func_memory")
-    box = [roi.shape[i] for i in layout.patched]
-    chunks, shards = write_units(
-        layout.patched_dims,
-        box,
-        layout.pick(source.chunks, layout.patched),
-        recipe.out_dtype.itemsize,
-        chunks=options.get("chunks"),
-        shards=options.get("shards"),
-    )
-    volume = Volume(
-        source.path,
-        source.level,
-        source.name,
-        source.dims,
-        source.shape,
-        str(source.dtype),
-        source.chunks,
-        source.shards,
-    )
-    draft = Plan(
-        source=volume,
-        target=None if target is None else os.path.abspath(target),
-        layout=layout,
-        recipe=recipe,
-        roi=roi,
-        chunks=chunks,
-        shards=shards,
-        region=tuple(shards or chunks),
-        read_layer=1,
-        workers=whole_counts(options.get("workers"), machine.processors(), "workers"),
-        backend=backend,
-        memory_limit=machine.default_memory_limit() if memory is None else parse_bytes(memory),
-        func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
-        calls=whole_counts(options.get("calls"), None, "calls"),
-        free_disk=_free_disk(target),
-        words={"options": dict(options), "function": function, "finalize": finalize},
-    )
-    target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
-    return draft
 
 
-def _operation_dtype(function: Any, source: Source) -> Any:
-    """Ready-made operations are intensity operations: they give back the source's dtype."""
-    operation = function.operation if isinstance(function, FunctionSpec) else None
-    if operation is None:
-        return None
-    return source.dtype if operation.dtype == "source" else operation.dtype
+def retry(target: str | os.PathLike[str], **how: Any) -> RunReport:
+    """Compute again what failed in an output, or what is no longer as it was written.
 
+    Parameters
+    ----------
+    target : path
+        What `run` was given; or a finished output, also under another name.
+    **how
+        retries, fail_fast, durability, progress, announce, workers, memory_limit, backend:
+        see `run`.
 
-def _fitted(draft: Plan) -> Plan:
-    """The draft with its regions chosen, and the words that repeat exactly this plan."""
-    options = draft.words["options"]
-    dims = draft.layout.patched_dims
-    region = options.get("region")
-    if region is not None:
-        region = per_axis(by_axis(region, dims, "region"), len(dims), "region")
-        region = tuple(
-            min(r, -(-n // u) * u)
-            for r, n, u in zip(region, draft.box.shape, draft.unit, strict=True)
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    TargetError
+        There is nothing to mend; or the function, the input or another thing is no longer
+        what the output was made of.
+    SettingError
+        The run was given functions as objects, not by name.
+    IncompleteError
+        Some regions failed again, or there are others that were never computed.
+    """
+    place = find(target)
+    job = place.file.job
+    if job is None or job["function"] is None:
+        raise SettingError(
+            f"{str(place.target)!r} was made with functions (or masks) given as objects, so they "
+            f"are not known here; call volpatch.run again with the same ones, which goes on"
         )
-    return fit(draft, region=region, fewer_workers=options.get("workers") is None)
-
-
-def _free_disk(target: str | os.PathLike[str] | None) -> int | None:
-    if target is None:
-        return None
-    folder = Path(os.path.abspath(target)).parent
-    with suppress(OSError):
-        return shutil.disk_usage(folder).free
-    return None
-
-
-def target_spec(plan: Plan, source: Source) -> TargetSpec:
-    """What the output of a plan looks like on disk."""
-    layout, roi = plan.layout, plan.roi
-    channels = plan.recipe.out_channels
-    if channels is not None and "c" in [layout.dims[i] for i in layout.lead]:
-        raise GridError(
-            "the function returns channels, and the volume has an axis c that is looped over; hand "
-            "it whole to the function with channel_axis='c', or choose one with roi='c=0'"
-        )
-    axes = [*layout.lead, *([None] if channels is not None else []), *layout.patched]
-
-    def per_dim(values: Sequence[Any], other: Any) -> tuple[Any, ...]:
-        return tuple(other if axis is None else values[axis] for axis in axes)
-
-    ones = (1,) * (len(axes) - len(layout.patched))
-    origin = [o + s * a for o, s, a in zip(source.origin, source.spacing, roi.start, strict=True)]
-    grid = plan.recipe.grid
-    return TargetSpec(
-        shape=plan.out_shape,
-        dtype=str(plan.recipe.out_dtype),
-        dims=per_dim(source.dims, "c"),
-        chunks=(*ones, *plan.chunks),
-        shards=None if plan.shards is None else (*ones, *plan.shards),
-        codec=plan.words["options"].get("codec", "zstd"),
-        name=source.name,
-        spacing=per_dim(source.spacing, 1.0),
-        origin=per_dim(origin, 0.0),
-        units=per_dim(source.units, None),
-        attributes={
-            "source": source.name,
-            "function": _name_of(plan.words.get("function")),
-            "patch": list(grid.patch),
-            "stride": list(grid.stride),
-            "window": [w if isinstance(w, str) else _name_of(w) for w in plan.recipe.windows],
-            "edge": list(grid.edge),
-        },
+    options = {**job["options"], "region": None, "memory_limit": None, "workers": None}
+    options.update({name: how.pop(name) for name in _HERE if name in how})
+    finalize = job["finalize"]
+    request = make_request(
+        FunctionSpec.from_json(job["function"]),
+        job["source"],
+        target,
+        level=job["level"],
+        finalize=None if finalize is None else FunctionSpec.from_json(finalize),
+        options=options,  # type: ignore[arg-type]
+        **how,
     )
+    return mend(request, place)
 
 
-def _name_of(function: Any) -> str | None:
-    if function is None or isinstance(function, str):
-        return function
-    return (
-        function.target
-        if isinstance(function, FunctionSpec)
-        else getattr(function, "__qualname__", type(function).__name__)
-    )
+_HERE = ("workers", "memory_limit", "backend")

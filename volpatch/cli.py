@@ -23,22 +23,25 @@ import click
 
 from volpatch.cli_options import (
     DURABLE,
+    FAILING,
     FORMAT,
     FUNCTION,
     GRID,
+    HERE,
     HOW,
     INFO,
     OUTPUT,
+    PARTS,
     RESOURCES,
     SAVE,
+    STATUS_FORMAT,
     TopicCommand,
     options,
 )
-from volpatch.errors import FunctionError, RunError, SettingError, VolpatchError
+from volpatch.errors import FunctionError, IncompleteError, RunError, SettingError, VolpatchError
 
 if TYPE_CHECKING:
     from volpatch.functions import FunctionSpec
-    from volpatch.storage.source import Source
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 # an interrupted run waits 5 s for calls of the user's function; what takes longer is cut off
@@ -77,7 +80,7 @@ def execute(args: Sequence[str]) -> int:
     Returns
     -------
     int
-        0 done, 1 the run failed, 2 usage, 3 input or settings refused.
+        0 done, 1 the run failed, 2 usage, 3 input or settings refused, 4 not all is there.
     """
     try:
         return cli.main(list(args), prog_name="volpatch", standalone_mode=False) or 0
@@ -148,6 +151,8 @@ def _watch_signals() -> None:
 def _details(error: VolpatchError) -> str:
     """The user's own frames where their function failed; a worker's whole traceback if we did."""
     chained = "\nThe above exception was the direct cause of the following exception:\n"
+    if isinstance(error, IncompleteError) and isinstance(error.__cause__, VolpatchError):
+        return _details(error.__cause__)
     note = "\n".join(getattr(error, "__notes__", ())).partition("\n")[2].rstrip()
     if isinstance(error, RunError):
         deliberate = note.rpartition("\n")[2].startswith("volpatch.errors.")
@@ -214,7 +219,8 @@ def cli() -> None:
     """Run a function over overlapping patches of a volume that does not fit in memory, and blend
     the results into one seamless volume.
 
-    Exit codes: 0 done, 1 the run failed, 2 usage, 3 input or settings refused, 130 interrupted.
+    Exit codes: 0 done, 1 the run failed, 2 usage, 3 input or settings refused, 4 some regions
+    failed or are missing, 130 interrupted, 143 terminated.
     """
 
 
@@ -229,11 +235,12 @@ def info(path: str, level: int, form: str) -> None:
 
     A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices.
     """
+    from volpatch.info import facts_of, info_text
     from volpatch.storage.opening import open_source
 
     source = open_source(path, level=level)
-    facts = _facts(source)
-    click.echo(json.dumps(facts, indent=2) if form == "json" else _info_text(facts))
+    facts = facts_of(source)
+    click.echo(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 
 
 @cli.command(
@@ -268,27 +275,34 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
     "  volpatch run scan.ome.zarr out.ome.zarr --apply gaussian --param sigma=1.5\n"
     "  volpatch run slices/ out.ome.zarr --apply median --param size=3 --window crop\n"
     "  volpatch run scan.tif out.ome.zarr --factory model.py:load --batch-size 8 --patch 96\n"
-    "  volpatch run job.json other.ome.zarr --overwrite",
+    "  volpatch run job.json other.ome.zarr --overwrite\n"
+    "  volpatch run scan.ome.zarr out.ome.zarr --apply gaussian --part $SLURM_ARRAY_TASK_ID/100",
 )
 @click.argument("source")
 @click.argument("target", required=False)
-@options(FUNCTION, GRID, OUTPUT, HOW, DURABLE, FORMAT, RESOURCES)
+@options(FUNCTION, GRID, OUTPUT, HOW, DURABLE, FORMAT, PARTS, RESOURCES)
 def run(source: str, target: str | None, **words: Any) -> None:
     """Run a function over patches of SOURCE and blend the results into TARGET, an OME-Zarr.
 
     SOURCE may also be a job that `volpatch plan -o` saved. TARGET gets its name when it is
-    complete. The plan comes first and the report last.
+    complete. A run that was ended goes on when the same command is given again; so do any
+    number of parts, on machines that share the disk. The plan comes first and the report last.
     """
-    how = {name: words.pop(name) for name in ("overwrite", "durability", "progress")}
+    how = {name: words.pop(name) for name in _RUNNING}
     as_json = words.pop("form") == "json"
     call = _job_call(source, target) if source.endswith(".json") else None
     call = call or _run_call(source, target, words)
+    _show(as_json, lambda announce: call(announce=announce, **how))
+
+
+def _show(as_json: bool, call: Callable[[Callable[[Any], None]], Any]) -> None:
+    """Print the plan and then the report of a run."""
     with _result_stream() as result:
 
         def announce(plan: Any) -> None:
             print(plan, file=sys.stderr if as_json else result, flush=True)
 
-        report = call(announce=announce, **how)
+        report = call(announce)
         print(json.dumps(report.to_json(), indent=2) if as_json else report, file=result)
 
 
@@ -308,6 +322,9 @@ def demo(folder: str, overwrite: bool, progress: str) -> None:
     show(folder, overwrite=overwrite, progress=progress)
 
 
+_RUNNING = ("overwrite", "durability", "progress", "part", "retries", "fail_fast")
+
+
 def _run_call(source: str, target: str | None, words: dict[str, Any]) -> Callable[..., Any]:
     if target is None:
         raise click.UsageError("Missing argument 'TARGET'.")
@@ -325,7 +342,7 @@ def _run_call(source: str, target: str | None, words: dict[str, Any]) -> Callabl
 
 def _job_call(path: str, target: str | None) -> Callable[..., Any]:
     ctx = click.get_current_context()
-    free = ("source", "target", "overwrite", "durability", "progress", "form")
+    free = ("source", "target", "form", *_RUNNING)
     for param in ctx.command.params:
         name = param.name or ""
         given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
@@ -333,10 +350,10 @@ def _job_call(path: str, target: str | None) -> Callable[..., Any]:
             raise click.UsageError(
                 f"{param.opts[0]} is settled by the job {path}; leave it out, or plan again."
             )
-    from volpatch import job
+    from volpatch import api
 
     def call(**how: Any) -> Any:
-        return job.run_job(path, target=target, **how)
+        return api.run_job(path, target=target, **how)
 
     return call
 
@@ -358,84 +375,90 @@ def _split(
     if name is not None:
         func = FunctionSpec.parse(name, parse_params(params), factory=factory is not None)
     final = None if finalize is None else FunctionSpec.parse(finalize)
-    return level, func, final, {name: v for name, v in words.items() if v is not None}
+    return level, func, final, {name: v for name, v in words.items() if v not in (None, ())}
 
 
-# -- info ----------------------------------------------------------------------------------
-
-_KINDS = {
-    "PlainReader": "TIFF stack",
-    "DecodedReader": "TIFF stack, compressed or tiled",
-    "FolderReader": "folder of TIFF slices",
-}
+# -- afterwards ----------------------------------------------------------------------------
 
 
-def _facts(source: Source) -> dict[str, Any]:
-    """What `info` tells, as JSON values; per-axis facts by name of the axis."""
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch status out.ome.zarr\n"
+    "  sbatch --array=$(volpatch status out.ome.zarr --format ids) job.sh",
+)
+@click.argument("target")
+@options(STATUS_FORMAT)
+def status(target: str, form: str) -> None:
+    """Say which regions of TARGET are done, failed or missing, and how fast it goes.
 
-    def by_axis(values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(source.dims, values, strict=True))
+    Works while the run is under way, after it was ended, and on the finished output.
+    """
+    from volpatch import upkeep
 
-    kind = _KINDS.get(type(source.reader).__name__)
-    if kind is None:  # an image's array lies inside of it
-        inside = getattr(source.reader, "path", None) != source.path
-        kind = "OME-Zarr image" if inside else "Zarr array"
-    return {
-        "path": source.path,
-        "kind": kind,
-        "shape": by_axis(source.shape),
-        "dtype": str(source.dtype),
-        "bytes": source.nbytes,
-        "chunks": by_axis(source.chunks),
-        "shards": None if source.shards is None else by_axis(source.shards),
-        "spacing": by_axis(source.spacing),
-        "units": by_axis(source.units),
-        "origin": by_axis(source.origin),
-        "channels": None if source.channel_names is None else list(source.channel_names),
-        "level": source.level,
-        "levels": _levels(source),
-    }
+    found = upkeep.status(target)
+    if form == "ids":
+        click.echo(found.ids)
+    else:
+        click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
 
 
-def _levels(source: Source) -> list[list[int]]:
-    """Shape of each resolution, finest first."""
-    from volpatch.errors import SourceError
-    from volpatch.storage.opening import open_source
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch verify out.ome.zarr\n  volpatch verify copy.ome.zarr --deep",
+)
+@click.argument("target")
+@click.option("--deep", is_flag=True, help="Decode every voxel too.")
+@options(FORMAT)
+def verify(target: str, deep: bool, form: str) -> int:
+    """Compare every object of TARGET with the size and SHA-256 it was written with.
 
-    shapes: list[list[int]] = []
-    with suppress(SourceError):  # there is no such level
-        while True:
-            shapes.append(list(open_source(source.path, level=len(shapes)).shape))
-    return shapes
+    Exit code 4 if any is missing or another; `volpatch retry` makes those again.
+    """
+    from volpatch import upkeep
+
+    found = upkeep.verify(target, deep=deep)
+    click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+    return 0 if found.ok else IncompleteError.exit_code
 
 
-def _info_text(facts: dict[str, Any]) -> str:
-    from volpatch.forms import show_bytes
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch retry out.ome.zarr\n"
+    "  volpatch retry out.ome.zarr --retries 2 --memory-limit 8GiB",
+)
+@click.argument("target")
+@options(DURABLE, FORMAT, FAILING, HERE)
+def retry(target: str, form: str, **words: Any) -> None:
+    """Compute again what failed in TARGET, or is no longer as it was written; nothing else.
 
-    def times(sizes: Sequence[int]) -> str:
-        return " x ".join(map(str, sizes))
+    The function, its parameters and the input are those that TARGET was begun with.
+    """
+    from volpatch import api
 
-    spatial = [d for d in facts["shape"] if d in "zyx"]
+    how = {name: value for name, value in words.items() if value is not None}
+    _show(form == "json", lambda announce: api.retry(target, announce=announce, **how))
 
-    def places(what: str) -> str:
-        return ", ".join(
-            f"{d} {facts[what][d]:.6g} {facts['units'][d] or '(no unit)'}" for d in spatial
-        )
 
-    shape = " ".join(f"{d}={n}" for d, n in facts["shape"].items())
-    shards = facts["shards"]
-    lines = [
-        f"path      {facts['path']}",
-        f"kind      {facts['kind']}",
-        f"shape     {shape} {facts['dtype']}, {show_bytes(facts['bytes'])}",
-        f"chunks    {times(facts['chunks'].values())}, shards "
-        f"{times(shards.values()) if shards else 'none'}",
-        f"voxel     {places('spacing')}",
-        f"origin    {places('origin')}",
-    ]
-    if facts["channels"]:
-        lines.append(f"channels  {', '.join(facts['channels'])}")
-    if len(facts["levels"]) > 1:
-        shapes = "; ".join(f"{n}: {times(s)}" for n, s in enumerate(facts["levels"]))
-        lines.append(f"levels    {shapes}")
-    return "\n".join(lines)
+@cli.command(epilog="\b\nExample:\n  volpatch commit out.ome.zarr")
+@click.argument("target")
+def commit(target: str) -> None:
+    """Check TARGET and give it its name, if all regions are done; else list what is missing.
+
+    The run, or the last of its parts, does so by itself.
+    """
+    from volpatch import upkeep
+
+    click.echo(f"complete {upkeep.commit(target)}")
+
+
+@cli.command(epilog="\b\nExample:\n  volpatch clean out.ome.zarr")
+@click.argument("target")
+def clean(target: str) -> None:
+    """Remove what an unfinished run left beside TARGET; a finished TARGET stays.
+
+    Only what volpatch made is removed.
+    """
+    from volpatch import upkeep
+
+    removed = upkeep.clean(target)
+    click.echo(f"removed {target}.volpatch" if removed else "nothing was left to remove")

@@ -67,6 +67,8 @@ _TYPES: dict[str, Any] = {
     "N|N%[,…]": _words,
     "AXIS": _axis,
 }
+# of resources, those that may be other ones when a run goes on
+_HERE = ("--memory-limit", "--workers", "--backend")
 OptionTable = dict[str, list[tuple[str, str, str]]]
 FUNCTION: OptionTable = {
     "Function": [
@@ -82,6 +84,8 @@ FUNCTION: OptionTable = {
         ("--channel-axis", "AXIS", "Axis handed whole to the function, such as c."),
         ("--input-dtype", "DTYPE", "What the function is given.  [the source's]"),
         ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
+        ("--version", "TEXT", "Of the function, for what its source does not tell."),
+        ("--depends*", "FILE", "That it reads, such as weights: another content, another run."),
     ]
 }
 GRID: OptionTable = {
@@ -113,6 +117,7 @@ GRID: OptionTable = {
     "Volume": [
         ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
         ("--level", "N", "Resolution, where there are several; 0 is the finest.  [0]"),
+        ("--fingerprint", "sample|full", "Look at 1,000 of its files, or at all.  [sample]"),
     ],
 }
 OUTPUT: OptionTable = {
@@ -133,11 +138,29 @@ RESOURCES: OptionTable = {
         ("--region", "N[,N…]", "Extent of one task, in voxels.  [chosen]"),
     ]
 }
-INFO: OptionTable = {"Volume": [GRID["Volume"][1]]}
+_FAILING = [
+    ("--retries", "N", "Tries of a region after its first failure.  [0]"),
+    ("--fail-fast", "", "End at the first failure; else all other regions are computed first."),
+]
+FAILING: OptionTable = {"Failures": _FAILING}
+PARTS: OptionTable = {
+    "Failures": [
+        *_FAILING,
+        ("--part", "I/N", "Every N-th region, from I (from 0) on; the last part publishes."),
+    ]
+}
+HERE: OptionTable = {
+    "Resources": [row for row in RESOURCES["Resources"] if row[0] in _HERE],
+    "Output": [("--progress", "auto|bar|log|none", "How far the run is, on stderr.  [auto]")],
+}
+STATUS_FORMAT: OptionTable = {
+    "Output": [("--format", "text|json|ids", "ids: regions that are left, as 0,3-5.  [text]")]
+}
+INFO: OptionTable = {"Volume": [row for row in GRID["Volume"] if row[0] == "--level"]}
 SAVE: OptionTable = {"Output": [("--save", "FILE", "Save as a job that `run` repeats exactly.")]}
 HOW: OptionTable = {
     "Output": [
-        ("--overwrite", "", "Replace an earlier output, once the new one is complete."),
+        ("--overwrite", "", "Start over; an earlier output stays until the new one is complete."),
         ("--progress", "auto|bar|log|none", "How far the run is, on stderr.  [auto]"),
     ]
 }
@@ -154,6 +177,8 @@ _NAMES = {
 }
 _DEFAULTS = {
     "--overwrite": False,
+    "--fail-fast": False,
+    "--retries": 0,
     "--level": 0,
     "--progress": "auto",
     "--durability": "full",

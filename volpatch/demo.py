@@ -30,7 +30,7 @@ from volpatch.forms import parse_bytes, show_bytes
 from volpatch.functions import FunctionSpec
 from volpatch.planner import Plan
 from volpatch.progress import show_seconds
-from volpatch.runner import RunReport
+from volpatch.report import RunReport
 from volpatch.storage.ome import multiscales
 from volpatch.storage.opening import open_source
 

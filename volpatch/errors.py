@@ -40,3 +40,9 @@ class RunError(VolpatchError, RuntimeError):
     """The run broke down for a reason outside of its settings (disk full, a worker died)."""
 
     exit_code = 1
+
+
+class IncompleteError(RunError):
+    """Some regions failed, or some are missing; the rest is done and kept."""
+
+    exit_code = 4

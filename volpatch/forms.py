@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from volpatch.errors import GridError, SettingError
@@ -45,6 +45,54 @@ def show_bytes(number: float) -> str:
         return f"{number:.0f} B"
     power = min(5, int(math.log(number, 1024)))
     return f"{number / 1024**power:.{1 if number / 1024**power < 100 else 0}f} {' KMGTP'[power]}iB"
+
+
+def show_numbers(numbers: Iterable[int], most: int | None = None) -> str:
+    """Rising numbers in the form that `--array` of a batch system takes, ranges joined.
+
+    >>> show_numbers([0, 3, 4, 5, 9]), show_numbers([1, 3, 5, 7], most=2)
+    ('0,3-5,9', '1,3,...')
+    """
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        elif most is not None and len(runs) == most:
+            return ",".join([*map(_run_text, runs), "..."])
+        else:
+            runs.append((number, number))
+    return ",".join(map(_run_text, runs))
+
+
+def _run_text(run: tuple[int, int]) -> str:
+    return str(run[0]) if run[0] == run[1] else f"{run[0]}-{run[1]}"
+
+
+def parse_part(part: str | Sequence[int] | None) -> tuple[int, int] | None:
+    """Part i of n, i from 0, from "i/n" or a pair.
+
+    >>> parse_part("2/8")
+    (2, 8)
+    """
+    if part is None:
+        return None
+    if isinstance(part, str):
+        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", part, re.ASCII)
+        pair: Sequence[Any] = match.groups() if match else ()
+    else:
+        pair = part if isinstance(part, Sequence) else ()
+    try:
+        i, n = (int(x) if isinstance(x, str) else operator.index(x) for x in pair)
+    except (TypeError, ValueError):
+        raise SettingError(
+            f"part must be written i/n, such as 0/8 for the first of eight; got {part!r}"
+        ) from None
+    if not 0 <= i < n:
+        raise SettingError(
+            f"part {i}/{n} does not exist: i counts from 0, so i/{n} goes "
+            + (f"from 0/{n} to {n - 1}/{n}" if n > 0 else "nowhere; n must be at least 1")
+        )
+    return i, n
 
 
 def parse_numbers(text: str) -> int | tuple[int, ...]:

@@ -127,6 +127,11 @@ class FunctionSpec:
         function: Callable[..., Any] = made
         return function
 
+    def named(self) -> Callable[..., Any]:
+        """What the name stands for: imported, with no parameters bound and nothing called."""
+        bound = self._bound()
+        return bound.func if isinstance(bound, functools.partial) else bound
+
     def to_json(self) -> dict[str, object]:
         """Return the spec as JSON values."""
         return {

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from volpatch.api import Function, as_source, run
-from volpatch.errors import SettingError, SourceError
+from volpatch.errors import SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.options import JobOptions, check_names
 from volpatch.planner import Plan
-from volpatch.runner import RunReport
-from volpatch.storage.puts import Durability
 
 FORMAT = 1
 _NONE = type(None)
@@ -81,6 +78,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "workers": plan.workers,
         "backend": plan.backend,
         "calls": plan.calls,
+        "version": plan.words["options"].get("version"),
+        "depends": [os.path.abspath(p) for p in plan.words["options"].get("depends") or ()],
+        "fingerprint": plan.words["options"].get("fingerprint", "sample"),
     }
     return {
         "volpatch_job": FORMAT,
@@ -160,42 +160,3 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             )
     check_names(job["options"], JobOptions)
     return dict(job)
-
-
-def run_job(
-    job: Mapping[str, Any] | str | os.PathLike[str],
-    *,
-    target: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    durability: Durability = "full",
-    progress: str = "none",
-    announce: Callable[[Plan], None] = lambda plan: None,
-) -> RunReport:
-    """Run a job that was saved; the source must still be what was planned for."""
-    job = load(job) if isinstance(job, str | os.PathLike) else job
-    source = as_source(job["source"], job["level"])
-    planned = (tuple(job["source_shape"]), job["source_dtype"])
-    if (source.shape, str(source.dtype)) != planned:
-        raise SourceError(
-            f"{source.path} is now {source.shape} {source.dtype}, but the job was planned for "
-            f"{planned[0]} {planned[1]}; plan again"
-        )
-    if job["function"] is None:
-        raise SettingError("the job names no function; plan again with --apply or --factory")
-    place = target or job["target"]
-    if place is None:
-        raise SettingError("the job names no target; plan again with one")
-    function: Function = FunctionSpec.from_json(job["function"])
-    finalize = None if job["finalize"] is None else FunctionSpec.from_json(job["finalize"])
-    options: JobOptions = job["options"]
-    return run(
-        function,
-        source,
-        place,
-        finalize=finalize,
-        overwrite=overwrite,
-        durability=durability,
-        progress=progress,
-        announce=announce,
-        **options,
-    )

@@ -58,6 +58,9 @@ class JobOptions(BlendOptions, total=False):
     workers: int | None  # default: one per core
     backend: str  # "threads" (default) or "processes"
     calls: int | None  # simultaneous calls of the function per process
+    version: str | None  # of the function, where its source does not tell: another one, other bytes
+    depends: Sequence[str] | None  # files that the function reads, such as a model's weights
+    fingerprint: str  # of the input's files: "sample" (default) of 1,000, or "full"
 
 
 def check_names(given: Iterable[str], known: type) -> None:

@@ -52,6 +52,14 @@ class Holes(Protocol):
         ...
 
 
+class Call(Protocol):
+    """The user's function, with its answers checked: see `Caller`."""
+
+    def __call__(self, recipe: Recipe, batch: Array, patch: Callable[[int], Place]) -> Array:
+        """Values for a batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class Caller:
     """The user's function, with its answers checked.
@@ -148,7 +156,7 @@ def made_up(recipe: Recipe) -> Array:
     return rng.integers(1, 100, shape).astype(recipe.input_dtype)
 
 
-def learn_made_up(recipe: Recipe, caller: Caller, finalize: Finalize | None) -> Recipe:
+def learn_made_up(recipe: Recipe, caller: Call, finalize: Finalize | None) -> Recipe:
     """The recipe with what one call on a made-up batch tells; nothing is read for it."""
     if recipe.complete:
         return recipe
@@ -286,7 +294,7 @@ class Stream:
         self,
         recipe: Recipe,
         box: Box,
-        caller: Caller,
+        caller: Call,
         sink: Callable[[Recipe], Sink],
         source: Read | Array,
         *,

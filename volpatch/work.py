@@ -7,10 +7,11 @@ the same object serves threads of this process and processes of their own.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,15 +21,19 @@ from numpy.typing import NDArray
 
 from volpatch import machine
 from volpatch.blender import Stats, name_of
-from volpatch.errors import FunctionError, SettingError
+from volpatch.errors import FunctionError, SettingError, SourceError
+from volpatch.flight import Flight
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import Box, PatchGrid
+from volpatch.holes import Skips
 from volpatch.kernels import Sums, blend, cut, finish
+from volpatch.ledger import Recorder
 from volpatch.planner import Plan
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Holes, Place, Read, Stopped, Stream, learn, made_up, read_padded
+from volpatch.region import Caller, Place, Read, Stopped, Stream, learn, made_up, read_padded
+from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
 from volpatch.storage.source import Source
-from volpatch.storage.target import LayerWriter, TargetSpec, WorkTree
+from volpatch.storage.target import Site, TargetSpec
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
@@ -45,7 +50,7 @@ class Functions:
     setup: Callable[..., Any] | None = None
     finalize: Callable[..., Any] | FunctionSpec | None = None
     calls: int | None = None
-    holes: Holes | None = None
+    holes: Skips | None = None
 
     @property
     def made_once(self) -> bool:
@@ -90,8 +95,33 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A region, or the box of it that is still to be computed: whole write units."""
+
+    region: int
+    lead: tuple[int, ...]
+    box: Box
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a run have in common.
+
+    Attributes
+    ----------
+    wanted : SHA-256 of units that are made again, which must come out as they were.
+    """
+
+    plan: Plan
+    spec: TargetSpec
+    site: Site
+    wanted: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a region has done."""
+    """What a task has done."""
 
     stats: Stats
     encoded_bytes: int
@@ -110,6 +140,8 @@ class Worker:
         calls = functions.calls or (1 if functions.made_once else None)
         gate: AbstractContextManager[Any] = threading.Semaphore(calls) if calls else nullcontext()
         self.caller = Caller(self.function, gate)
+        self._recorders: dict[Site, Recorder] = {}
+        self._lock = threading.Lock()
 
     def read(self, plan: Plan, lead: tuple[int, ...]) -> Read:
         """A way to read boxes of one index of the leading axes, (channels, *box)."""
@@ -138,7 +170,10 @@ class Worker:
         """
         recipe = plan.recipe
         lead, _ = plan.region_box(0)
-        found = self._trial_patch(plan, self.read(plan, lead))
+        try:
+            found = self._trial_patch(plan, self.read(plan, lead))
+        except SourceError:  # some of it is damaged: its region will fail, others need not
+            found = None
         if found is None:  # nothing in sight will be called; the dtype is needed all the same
             batch = made_up(recipe)
             place = ((0,) * recipe.grid.ndim, Box((0,) * recipe.grid.ndim, recipe.grid.patch))
@@ -190,50 +225,86 @@ class Worker:
         order = np.argsort(np.abs(places - middle).sum(axis=1), kind="stable")
         return [tuple(p) for p in places[order[:TRIAL_PATCHES]].tolist()]
 
+    def recorder(self, site: Site) -> Recorder:
+        """This process's own file of records."""
+        with self._lock:
+            return self._recorders.setdefault(site, Recorder(site.ledger, site.puts))
+
     def region(
-        self,
-        number: int,
-        plan: Plan,
-        spec: TargetSpec,
-        durability: str,
-        *,
-        tick: Tick,
-        stop: threading.Event | None = None,
+        self, task: Task, job: Job, *, tick: Tick, stop: threading.Event | None = None
     ) -> Outcome:
-        """Compute region `number` of the plan and write it into the work tree."""
-        lead, box = plan.region_box(number)
-        work = WorkTree(plan.target or "", durability=durability)  # type: ignore[arg-type]
-        begin = [i - plan.roi.start[a] for i, a in zip(lead, plan.layout.lead, strict=True)]
-        shift = [a - b for a, b in zip(box.start, plan.box.start, strict=True)]
-        channels = plan.recipe.out_channels
-        start = (*begin, *(() if channels is None else (0,)), *shift)
-        extent = (*(1 for _ in lead), *(() if channels is None else (channels,)), *box.shape)
-        stream_axis = len(extent) - len(box.shape)
-        with work.writer(
-            spec,
-            start,
-            tuple(a + n for a, n in zip(start, extent, strict=True)),
-            stream_axis=stream_axis,
-            check=functools.partial(_go_on, stop),
-        ) as writer:
-            sink = StoreSink(writer, plan, box, extent)
+        """Compute a task's box and write it, with a record of every layer that is finished."""
+        plan, box = job.plan, task.box
+        start, extent = placed(plan, task.lead, box)
+        log = self.recorder(job.site)
+        log.write("start", task.region, attempt=task.attempt)
+        begin = time.perf_counter()
+        with (
+            Flight(job.site.temp, task.region, self.caller) as flight,
+            LayerWriter(
+                job.site.root,
+                job.site.puts,
+                job.spec,
+                start=start,
+                stop=tuple(a + n for a, n in zip(start, extent, strict=True)),
+                stream_axis=len(extent) - len(box.shape),
+                check=functools.partial(_go_on, stop),
+                wanted=job.wanted,
+            ) as writer,
+        ):
+            layers = LayerLog(log, task.region, units_of(plan, job.spec, task.region))
+            sink = StoreSink(writer, plan, box, extent, layers)
             ticks = Ticks(tick)
             stream = Stream(
                 plan.recipe,
                 box,
-                self.caller,
+                flight,
                 lambda recipe: sink,
-                self.read(plan, lead),
+                self.read(plan, task.lead),
                 layer=plan.read_layer,
                 finalize=self.finalize,
                 holes=self.holes,
                 tick=ticks.add,
                 stop=stop,
             )
+            layers.stats = stream.stats
             stats = stream.run()
             ticks.flush()
             writer.close()
-            return Outcome(stats, writer.encoded_bytes, os.getpid(), machine.peak_bytes())
+            outcome = Outcome(stats, writer.encoded_bytes, os.getpid(), machine.peak_bytes())
+        log.write(
+            "done",
+            task.region,
+            state=_state(stream),
+            seconds=round(time.perf_counter() - begin, 6),
+            phases={name: round(spent, 6) for name, spent in stats.seconds.items()},
+            peak_bytes=outcome.peak_bytes,
+        )
+        return outcome
+
+
+def _state(stream: Stream) -> str:
+    """How a region ended: with patches computed, all of them skipped, or none there."""
+    if stream.stats.patches:
+        return "done"
+    return "skipped" if stream.input is not None else "empty"
+
+
+def placed(plan: Plan, lead: tuple[int, ...], box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where a box of the patched axes starts in the output, and its extent there."""
+    begin = [i - plan.roi.start[a] for i, a in zip(lead, plan.layout.lead, strict=True)]
+    shift = [a - b for a, b in zip(box.start, plan.box.start, strict=True)]
+    channels = plan.recipe.out_channels
+    start = (*begin, *(() if channels is None else (0,)), *shift)
+    extent = (*(1 for _ in lead), *(() if channels is None else (channels,)), *box.shape)
+    return start, extent
+
+
+def units_of(plan: Plan, spec: TargetSpec, region: int) -> tuple[range, ...]:
+    """The write units of a region, a range of positions per axis of the output."""
+    start, extent = placed(plan, *plan.region_box(region))
+    stop = [a + n for a, n in zip(start, extent, strict=True)]
+    return tuple(unit_ranges(start, stop, spec.unit))
 
 
 def _go_on(stop: threading.Event | None) -> None:
@@ -258,6 +329,38 @@ class Ticks:
         self._count, self._last = 0, time.monotonic()
 
 
+class LayerLog:
+    """Records the layers of one region as they are finished.
+
+    Parameters
+    ----------
+    log : of the process.
+    region : int
+    units : of the whole region, also where less of it is computed.
+    """
+
+    def __init__(self, log: Recorder, region: int, units: tuple[range, ...]) -> None:
+        self._log, self._region = log, region
+        self._count = math.prod(map(len, units))
+        self._told = (0, 0)
+        self.stats = Stats()
+
+    def add(self, units: Sequence[Unit]) -> None:
+        """Record the objects that were put, with what was done since the last ones."""
+        if not units:
+            return
+        patches, clipped = self.stats.patches, self.stats.clipped
+        self._log.write(
+            "layer",
+            self._region,
+            of=self._count,
+            units=units,
+            patches=patches - self._told[0],
+            clipped=clipped - self._told[1],
+        )
+        self._told = patches, clipped
+
+
 @dataclass
 class StoreSink:
     """Gathers finished planes into layers of stored chunks, and writes each as it is full."""
@@ -266,6 +369,7 @@ class StoreSink:
     plan: Plan
     box: Box
     extent: tuple[int, ...]
+    log: LayerLog
     layer: Array = field(init=False)
 
     def __post_init__(self) -> None:
@@ -287,6 +391,7 @@ class StoreSink:
         lead = self.extent[: len(self.extent) - len(self.box.shape)]
         shape = (*lead, *full.shape[1:])
         self.writer.write(full.reshape(shape), self.first - self.plan.box.start[0])
+        self.log.add(self.writer.drain())
         self.first = stop
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.arrays import Labelled
-from volpatch.errors import SettingError, SourceError
+from volpatch.errors import SettingError, SourceError, TargetError
 from volpatch.layout import SPATIAL, default_dims, write_units
 from volpatch.lazy import borders
 from volpatch.options import Sizes
@@ -112,15 +112,21 @@ def to_zarr(
             stacklevel=2,
         )
     work = WorkTree(os.fspath(path), durability=durability)
+    if work.has_plan and not overwrite:
+        raise TargetError(
+            f"an unfinished run is building {str(work.target)!r}; finish it, remove it with "
+            f"`volpatch clean`, or pass overwrite=True"
+        )
     work.prepare(spec, overwrite=overwrite)
     call = work.tmp / uuid.uuid4().hex
-    try:
-        call.mkdir()
-        _write(data, WriteBlock(str(work.target), spec, durability, call.name))
-        work.publish(spec)
-    except BaseException:
-        _give_up(work, call)
-        raise
+    with work.in_use():
+        try:
+            call.mkdir()
+            _write(data, WriteBlock(str(work.target), spec, durability, call.name))
+            work.publish(spec)
+        except BaseException:
+            _give_up(work, call)
+            raise
     return str(work.target)
 
 

@@ -12,12 +12,12 @@ import errno
 import json
 import os
 import re
-import shutil
+import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from volpatch.errors import RunError, TargetError
 
@@ -26,7 +26,15 @@ MARKER = "volpatch.json"
 KNOWN = ("data", "tmp", "old")  # removed before the marker, by which the folder is known as ours
 _JSON_LIMIT = 16 * 2**20
 _NAME_LIMIT = 255
+# what a busy disk or a server that restarts may say, and take back
+PASSING = frozenset(
+    {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ENOBUFS}
+)
+PATIENCE_SECONDS = (0.05, 0.2, 0.8, 3.2)
+# file systems without hard links say one of these
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
+_T = TypeVar("_T")
 Piece = bytes | bytearray | memoryview
 Durability = Literal["full", "process"]
 
@@ -53,8 +61,11 @@ class Puts:
         self.root = root
         self.durability = durability
 
-    def put(self, path: Path, data: Piece | Iterable[Piece]) -> int:
+    def put(self, path: Path, data: Piece | Sequence[Piece]) -> int:
         """Make `path` hold exactly `data`, in one atomic step; returns the number of bytes."""
+        return patiently(lambda: self._put_once(path, data))
+
+    def _put_once(self, path: Path, data: Piece | Sequence[Piece]) -> int:
         temp = self.new_temp()
         try:
             size = self.append(temp, data)
@@ -63,6 +74,58 @@ class Puts:
             self.drop_temp(temp)
             raise
         return size
+
+    def put_new(self, path: Path, data: Piece) -> bool:
+        """Make `path` hold `data` unless it is there; of several callers one is first.
+
+        Returns
+        -------
+        bool
+            Whether this call made it.
+        """
+        temp = self.new_temp()
+        self.append(temp, data)
+        try:
+            if self.durability == "full":
+                _flush(self.tmp / temp)
+            try:
+                os.link(self.tmp / temp, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._claim_and_put(temp, path)
+            self._flush_folder(path.parent)
+            return True
+        finally:
+            self.drop_temp(temp)
+
+    def _claim_and_put(self, temp: str, path: Path) -> bool:
+        """`put_new` where there are no hard links: a folder that one caller can make decides."""
+        claim = self.tmp / f"claim-{path.name}"
+        for wait in (*PATIENCE_SECONDS, 0):
+            if path.exists():
+                return False
+            try:
+                claim.mkdir()
+                break
+            except FileExistsError:  # another is at it, or was killed at it
+                time.sleep(wait)
+        self.publish_temp(temp, path)
+        return True
+
+    def append_line(self, path: Path, line: bytes, *, new: bool) -> None:
+        """Add a line to a file that has one writer; `new` makes the file, which must not be."""
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL) * new, 0o666)
+        try:
+            _write(handle, line)
+            if self.durability == "full":
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        if new:
+            self._flush_folder(path.parent)
 
     def new_temp(self) -> str:
         """A name for a temporary file that no other writer uses."""
@@ -73,9 +136,12 @@ class Puts:
         single = isinstance(data, bytes | bytearray | memoryview)
         pieces = (cast("Piece", data),) if single else cast("Iterable[Piece]", data)
         size = 0
-        with open(self.tmp / temp, "ab") as file:
+        handle = os.open(self.tmp / temp, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
             for piece in pieces:
-                size += file.write(piece)
+                size += _write(handle, piece)
+        finally:
+            os.close(handle)
         return size
 
     def publish_temp(self, temp: str, path: Path) -> None:
@@ -91,7 +157,7 @@ class Puts:
 
     def drop_temp(self, temp: str) -> None:
         """Remove a temporary file if it is there."""
-        (self.tmp / temp).unlink(missing_ok=True)
+        _unlink(self.tmp / temp)
 
     def rename(self, old: Path, new: Path) -> None:
         """Move a file or folder; `new` must not exist."""
@@ -102,28 +168,35 @@ class Puts:
         if old.parent != new.parent:
             self._flush_folder(old.parent)
 
-    def make_folder(self, path: Path) -> None:
+    def make_folder(self, path: Path, *, exist_ok: bool = False) -> None:
         """Make one folder, in a parent that exists."""
-        path.mkdir()
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not exist_ok or path.is_symlink() or not path.is_dir():
+                raise
         self._flush_folder(path.parent)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, a folder with all in it, or a link but never what a link leads to."""
-        if path.is_dir() and not path.is_symlink():
-            if any(path.iterdir()):
-                shutil.rmtree(path)
-            else:
-                path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
+        """Remove a file, a folder with all in it, or a link but never what a link leads to.
 
-    def flush_tree(self, top: Path) -> None:
-        """Flush files that something else wrote (metadata); nothing with "process"."""
-        if self.durability == "full":
-            for folder, _, files in os.walk(top):
-                for name in files:
-                    _flush(Path(folder, name))
-                _flush(Path(folder))
+        What others remove or add at the same time is no error.
+        """
+        if path.is_symlink() or not path.is_dir():
+            _unlink(path)
+            return
+        for last in (False, False, True):
+            with suppress(FileNotFoundError):
+                for name in os.listdir(path):
+                    self.remove(path / name)
+            try:
+                os.rmdir(path)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if last or error.errno != errno.ENOTEMPTY:
+                    raise
 
     def _make_parents(self, folder: Path) -> None:
         absent = []
@@ -133,12 +206,36 @@ class Puts:
             absent.append(folder)
             folder = folder.parent
         for folder in reversed(absent):
-            folder.mkdir(exist_ok=True)
-            self._flush_folder(folder.parent)
+            self.make_folder(folder, exist_ok=True)
 
     def _flush_folder(self, folder: Path) -> None:
         if self.durability == "full":
             _flush(folder)
+
+
+def patiently(call: Callable[[], _T]) -> _T:
+    """What `call` gives; a few tries, more and more apart, where the fault may pass."""
+    for seconds in PATIENCE_SECONDS:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+        time.sleep(seconds)
+    return call()
+
+
+def _write(handle: int, data: Piece) -> int:
+    left = memoryview(data).cast("B")
+    size = len(left)
+    while left:
+        left = left[os.write(handle, left) :]
+    return size
+
+
+def _unlink(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def probe(folder: Path) -> None:
@@ -156,7 +253,9 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def check_target(target: str | Path, *, overwrite: bool, source_path: str | None) -> None:
+def check_target(
+    target: str | Path, *, overwrite: bool, source_path: str | None, exists: bool = True
+) -> None:
     """Refuse, before anything is computed, a place that cannot or must not be written.
 
     Parameters
@@ -167,6 +266,8 @@ def check_target(target: str | Path, *, overwrite: bool, source_path: str | None
         Whether an earlier output of volpatch may be replaced.
     source_path : str or None
         Where the input is, if it is a local file or folder.
+    exists : bool
+        Whether what is there already is looked at.
 
     Raises
     ------
@@ -184,7 +285,7 @@ def check_target(target: str | Path, *, overwrite: bool, source_path: str | None
     if source_path is not None and "://" not in source_path:
         for place in (path, work_folder(path)):
             _check_apart(place, source_path)
-    if os.path.lexists(path):
+    if exists and os.path.lexists(path):
         check_replaceable(path, overwrite=overwrite)
     if os.path.lexists(work_folder(path)):
         check_work_folder(work_folder(path))
@@ -305,7 +406,7 @@ def _is_bare(folder: Path, entries: set[str]) -> bool:
     if entries - {"tmp"} or (entries and not (folder / "tmp").is_dir()):
         return False
     temps = os.listdir(folder / "tmp") if entries else []
-    return all(re.fullmatch(r"\d+-[0-9a-f]{32}", name) for name in temps)
+    return all(re.fullmatch(r"\d+-[0-9a-f]{32}|claim-[a-z.]+", name) for name in temps)
 
 
 def read_marker(folder: Path) -> dict[str, Any]:

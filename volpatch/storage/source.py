@@ -30,6 +30,17 @@ class Reader(Protocol):
     def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
         """Fill `out` (native dtype, any strides) with the box; raise SourceError if it cannot."""
 
+    @property
+    def metadata_files(self) -> tuple[str, ...]:
+        """Small files that say how the others are to be read."""
+
+    @property
+    def n_files(self) -> int:
+        """How many files hold voxels, or would if all were written."""
+
+    def file(self, number: int) -> str:
+        """Path of one of them."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -4,10 +4,12 @@
         volpatch.json           says that the folder is ours, and whether `out.zarr` may be replaced
         tmp/                    files being written
         data/                   what becomes `out.zarr` when every write unit is there
+            .volpatch/          its plan and records (see volpatch.ledger)
         old/                    while publishing with overwrite: what `out.zarr` was
 
-The image is OME-Zarr 0.5 on Zarr 3. zarr writes the metadata and the coordinates; the image's
-objects are encoded and put by `LayerWriter`, each whole and by one task.
+The image is OME-Zarr 0.5 on Zarr 3. zarr gives the metadata and the coordinates; the image's
+objects are encoded and put by `LayerWriter`, each whole and by one task. Several processes may
+build one output: whatever they do twice, they do with the same bytes.
 """
 
 from __future__ import annotations
@@ -15,28 +17,28 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import math
 import os
 import stat
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from volpatch.errors import RunError, SettingError, TargetError
-from volpatch.storage.codec import ChunkEncoder, ShardIndex, TargetSpec, zarr_codecs
+from volpatch.errors import RunError, TargetError
+from volpatch.storage.codec import TargetSpec, zarr_codecs
+from volpatch.storage.layers import IMAGE, LayerWriter
 from volpatch.storage.ome import multiscales
 from volpatch.storage.puts import (
     KNOWN,
     MARKER,
+    SUFFIX,
     Durability,
-    Piece,
     Puts,
     check_replaceable,
     check_target,
@@ -46,202 +48,31 @@ from volpatch.storage.puts import (
     work_folder,
 )
 
-__all__ = ["LayerWriter", "TargetSpec", "WorkTree", "check_target"]
+__all__ = ["Site", "TargetSpec", "WorkTree", "check_target"]
 
-_IMAGE = "scale0/image"
 _SPATIAL = ("z", "y", "x")
 
 
-class LayerWriter:
-    """Writes one box of the image, layer by layer along one axis; for one thread.
+@dataclass(frozen=True)
+class Site:
+    """Where one run writes: the root group, and a folder for temporary files.
 
-    Memory holds one encoded chunk: a shard grows in a temporary file of its own. Its chunks lie
-    in the order of their layers and in C order within one, whatever the box, so that the bytes
-    do not depend on how the image was divided among tasks.
-
-    Parameters
-    ----------
-    image : Path
-        Folder of the image array.
-    puts : Puts
-        How files are written.
-    spec : TargetSpec
-    start, stop : sequence of int
-        The box, half-open, full rank; on write units, or at the array's end.
-    stream_axis : int
-        The axis along which layers come, in rising order.
-    check : callable
-        Called before each object is put; raises when nothing more is to be written.
+    That folder is the run's own: what is left of a run that was discarded finds it gone, and
+    can put nothing into a tree that was begun anew in the same place.
     """
 
-    def __init__(
-        self,
-        image: Path,
-        puts: Puts,
-        spec: TargetSpec,
-        *,
-        start: Sequence[int],
-        stop: Sequence[int],
-        stream_axis: int,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.start, self.stop = _aligned_box(spec, start, stop)
-        self.axis = range(len(spec.shape))[stream_axis]
-        self.encoded_bytes = 0
-        self.objects = 0
-        self._spec = spec
-        self._image = image
-        self._puts = puts
-        self._check = check
-        self._encoder = ChunkEncoder(spec)
-        self._open: dict[tuple[int, ...], tuple[str, ShardIndex]] = {}
-        self._next: int | None = self.start[self.axis]
+    root: Path
+    temp: Path
+    durability: Durability
 
-    def write(self, layer: NDArray[Any], at: int) -> None:
-        """Write the next layer.
+    @property
+    def puts(self) -> Puts:
+        return Puts(self.temp, root=self.root, durability=self.durability)
 
-        Parameters
-        ----------
-        layer : ndarray
-            The box's whole extent on every axis but the streaming one; there, whole chunks from
-            `at`, or up to the box's end. The image's dtype, any strides, either byte order.
-        at : int
-            Where the layer begins along the streaming axis, in voxels of the image.
-        """
-        self._check_layer(layer, at)
-        self._next = None  # stays so if this fails: what is on disk is then half a layer
-        end = at + layer.shape[self.axis]
-        thickness = self._spec.chunks[self.axis]
-        with disk_errors(self._image):
-            for low in range(at, end, thickness):
-                self._write_slab(layer, at, low, min(low + thickness, end))
-        self._next = end
-
-    def close(self) -> None:
-        """Check that the whole box was written; a RunError if not."""
-        if self._next != self.stop[self.axis]:
-            reached = "a failed layer" if self._next is None else f"voxel {self._next}"
-            raise RunError(
-                f"the region from {self.start} to {self.stop} was not finished: it got to "
-                f"{reached} along axis {self._spec.dims[self.axis]!r}; run it again"
-            )
-
-    def abort(self) -> None:
-        """Give up: remove the temporary files; objects that are whole stay."""
-        self._next = None
-        while self._open:
-            _, (temp, _) = self._open.popitem()
-            self._puts.drop_temp(temp)
-
-    def __enter__(self) -> LayerWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None:
-                self.close()
-        except RunError:
-            self.abort()
-            raise
-        if error is not None:
-            self.abort()
-
-    def _check_layer(self, layer: NDArray[Any], at: int) -> None:
-        if at != self._next:
-            raise ValueError(f"a layer at {at} was given where {self._next} comes next")
-        extent = [stop - start for start, stop in zip(self.start, self.stop, strict=True)]
-        left = self.stop[self.axis] - at
-        thickness = layer.shape[self.axis] if layer.ndim == len(extent) else 0
-        extent[self.axis] = thickness
-        whole = thickness == left or thickness % self._spec.chunks[self.axis] == 0
-        if layer.shape != tuple(extent) or not whole or not 0 < thickness <= left:
-            raise ValueError(
-                f"a layer of shape {layer.shape} at {at} does not fit the region from "
-                f"{self.start} to {self.stop} in chunks of {self._spec.chunks}"
-            )
-        if layer.dtype.newbyteorder("=") != np.dtype(self._spec.dtype):
-            raise ValueError(f"a layer of {layer.dtype} was given for {self._spec.dtype}")
-
-    def _write_slab(self, layer: NDArray[Any], at: int, low: int, high: int) -> None:
-        """One chunk's thickness, write unit by write unit."""
-        corner = list(self.start)
-        corner[self.axis] = at
-        first, last = list(self.start), list(self.stop)
-        first[self.axis], last[self.axis] = low, high
-        for unit in _touched(first, last, self._spec.unit):
-            self._check()
-            if self._spec.shards is None:
-                self._count(self._puts.put(self._path(unit), self._chunk(layer, corner, unit)))
-            else:
-                self._extend_shard(unit, layer, corner, low)
-
-    def _extend_shard(
-        self, unit: tuple[int, ...], layer: NDArray[Any], corner: Sequence[int], low: int
-    ) -> None:
-        """Append one layer of a shard's chunks to its file; the last one completes it."""
-        if unit not in self._open:
-            self._open[unit] = self._puts.new_temp(), self._new_index(unit)
-        temp, index = self._open[unit]
-        first, last = self._unit_box(unit)
-        first[self.axis] = low
-        last[self.axis] = low + 1
-        chunks = _touched(first, last, self._spec.chunks)
-        self._puts.append(temp, self._indexed(index, chunks, layer, corner))
-        if not index.waiting:
-            size = index.size + self._puts.append(temp, index.encode())
-            self._puts.publish_temp(temp, self._path(unit))
-            del self._open[unit]
-            self._count(size)
-
-    def _indexed(
-        self,
-        index: ShardIndex,
-        chunks: Iterator[tuple[int, ...]],
-        layer: NDArray[Any],
-        corner: Sequence[int],
-    ) -> Iterator[Piece]:
-        per_shard = self._chunks_per_shard()
-        for chunk in chunks:
-            pieces = self._chunk(layer, corner, chunk)
-            yield from pieces
-            position = [i % n for i, n in zip(chunk, per_shard, strict=True)]
-            index.add(position, sum(len(piece) for piece in pieces))
-
-    def _chunk(
-        self, layer: NDArray[Any], corner: Sequence[int], chunk: tuple[int, ...]
-    ) -> tuple[Piece, Piece]:
-        # A slice that goes past the layer's end is cut there, which is the array's end.
-        window = tuple(
-            slice(i * size - low, (i + 1) * size - low)
-            for i, size, low in zip(chunk, self._spec.chunks, corner, strict=True)
-        )
-        return self._encoder.encode(layer[window])
-
-    def _new_index(self, unit: tuple[int, ...]) -> ShardIndex:
-        first, last = self._unit_box(unit)
-        expected = math.prod(len(r) for r in _ranges(first, last, self._spec.chunks))
-        return ShardIndex(self._chunks_per_shard(), expected)
-
-    def _chunks_per_shard(self) -> tuple[int, ...]:
-        return tuple(u // c for u, c in zip(self._spec.unit, self._spec.chunks, strict=True))
-
-    def _unit_box(self, unit: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        """Where a write unit starts and stops within the array."""
-        first = [i * size for i, size in zip(unit, self._spec.unit, strict=True)]
-        ends = zip(first, self._spec.unit, self._spec.shape, strict=True)
-        return first, [min(low + size, end) for low, size, end in ends]
-
-    def _path(self, unit: tuple[int, ...]) -> Path:
-        return self._image.joinpath("c", *map(str, unit))
-
-    def _count(self, size: int) -> None:
-        self.encoded_bytes += size
-        self.objects += 1
+    @property
+    def ledger(self) -> Path:
+        """Folder of the plan and the records."""
+        return self.root / SUFFIX
 
 
 class WorkTree:
@@ -263,30 +94,36 @@ class WorkTree:
         self.old = self.folder / "old"
         self.puts = Puts(self.tmp, root=self.data, durability=durability)
 
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other runs from the work folder while inside; a TargetError if one has it.
+    @property
+    def may_replace(self) -> bool:
+        """Whether what is built here was allowed to replace an earlier output."""
+        return read_marker(self.folder).get("overwrite") is True
 
-        The lock lies beside the folder, which is removed and made anew, and goes with the
-        process that holds it, however that ends.
-        """
-        path = self.folder.with_name(self.folder.name + ".lock")
-        with disk_errors(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TargetError(
-                    f"another run is writing {str(self.target)!r} at this moment; wait for it, or "
-                    f"choose another name"
-                ) from None
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
+    @property
+    def has_plan(self) -> bool:
+        """Whether a run was begun here that can go on."""
+        return (self.data / SUFFIX / "plan.json").exists()
+
+    @property
+    def is_leftover(self) -> bool:
+        """Whether the folder holds what nobody will go on with: no plan, but more than that."""
+        if self.has_plan:
+            return False
+        marker = read_marker(self.folder)
+        if marker and "tree" not in marker:
+            return True
+        return self.data.is_dir() and bool(set(os.listdir(self.data)) - {SUFFIX})
+
+    @property
+    def site(self) -> Site:
+        """Where to write, once `begin` was called by this process or another."""
+        tree = read_marker(self.folder).get("tree")
+        if not isinstance(tree, str) or not tree.isalnum():
+            raise RunError(
+                f"the work folder {str(self.folder)!r} is gone, or was never begun: somebody "
+                f"published or removed it; run again"
+            )
+        return Site(self.data, self.tmp / tree, self.puts.durability)
 
     def prepare(self, spec: TargetSpec, *, overwrite: bool) -> None:
         """Start afresh: check, drop an unfinished tree of ours, write the metadata.
@@ -297,16 +134,52 @@ class WorkTree:
         overwrite : bool
             Whether `publish` may replace an earlier output; that one stays until then.
         """
-        self._restore()
+        self.restore()
         check_target(self.target, overwrite=overwrite, source_path=None)
-        self.discard()
+        with self.unused():
+            self.discard()
+        self.begin(overwrite=overwrite)
+        self.put_metadata(spec)
+
+    def begin(self, *, overwrite: bool) -> None:
+        """Make the folders, or those that are missing; several processes may do so at once.
+
+        Parameters
+        ----------
+        overwrite : bool
+            Whether `publish` may replace an earlier output; that one stays until then.
+        """
         with disk_errors(self.folder):
-            self.puts.make_folder(self.folder)
-            self.puts.make_folder(self.tmp)
-            marker = {"volpatch": _version(), "overwrite": overwrite}
-            self.puts.put(self.folder / MARKER, json.dumps(marker).encode())
-            _write_metadata(spec, self.data)
-            self.puts.flush_tree(self.folder)
+            for folder in (self.folder, self.tmp):
+                self.puts.make_folder(folder, exist_ok=True)
+            if "volpatch" not in read_marker(self.folder):
+                marker = {"volpatch": _version(), "overwrite": overwrite, "tree": uuid.uuid4().hex}
+                self.puts.put_new(self.folder / MARKER, json.dumps(marker).encode())
+            site = self.site
+            for folder in (site.temp, site.root):
+                self.puts.make_folder(folder, exist_ok=True)
+
+    def put_metadata(
+        self, spec: TargetSpec, record: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        """Put all that is not the image's objects; the root's own metadata comes last.
+
+        Parameters
+        ----------
+        spec : TargetSpec
+        record : mapping, optional
+            What the root's attributes say under 'volpatch' besides.
+
+        Returns
+        -------
+        dict of str to bytes
+            What was put, by key.
+        """
+        files = metadata_files(spec, record or {})
+        with disk_errors(self.data):
+            for key, content in files.items():
+                self.puts.put(self.data / key, content)
+        return files
 
     def writer(
         self,
@@ -319,7 +192,7 @@ class WorkTree:
     ) -> LayerWriter:
         """A writer for the box from `start` to `stop` (see `LayerWriter`)."""
         return LayerWriter(
-            self.data / _IMAGE,
+            self.data,
             self.puts,
             spec,
             start=start,
@@ -332,7 +205,7 @@ class WorkTree:
         """Keys, below the root, of write units that are not there; in C order."""
         *lead, last = spec.unit_grid
         for position in itertools.product(*map(range, lead)):
-            key = "/".join((_IMAGE, "c", *map(str, position)))
+            key = "/".join((IMAGE, "c", *map(str, position)))
             there = _objects(self.data / key)
             yield from (f"{key}/{i}" for i in range(last) if str(i) not in there)
 
@@ -348,17 +221,16 @@ class WorkTree:
         """
         self._check_complete(spec)
         check_work_folder(self.folder)
-        may_replace = read_marker(self.folder).get("overwrite") is True
         replaces = os.path.lexists(self.target)
         if replaces:
-            check_replaceable(self.target, overwrite=may_replace)
+            check_replaceable(self.target, overwrite=self.may_replace)
         with disk_errors(self.target):
             if replaces:
                 self.puts.rename(self.target, self.old)
             try:
                 self.puts.rename(self.data, self.target)
             except OSError:
-                self._restore()
+                self.restore()
                 raise
         self._remove("the output itself is complete")
 
@@ -367,16 +239,60 @@ class WorkTree:
         if not os.path.lexists(self.folder):
             return
         check_work_folder(self.folder)
-        self._restore()
+        self.restore()
         self._remove("nothing was published")
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep others from discarding the tree while inside; any number may be inside."""
+        with self._locked(self.folder / MARKER, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """Refuse to go on while a run of this machine is at work in the tree."""
+        with self._locked(self.folder / MARKER, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Let one process at a time move finished trees to their place; others wait."""
+        with self._locked(self.folder, fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _locked(self, path: Path, how: int) -> Iterator[None]:
+        """Hold a lock that goes with the process, however that ends.
+
+        A kindness rather than a need: on file systems without locks nothing is held, and of
+        two that start over or publish at the same instant one is told so by an error.
+        """
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:
+            yield
+            return
+        try:
+            try:
+                fcntl.flock(handle, how)
+            except BlockingIOError:
+                raise TargetError(
+                    f"another run is writing {str(self.target)!r} at this moment; wait for it, or "
+                    f"choose another name"
+                ) from None
+            except OSError:
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     def _remove(self, outcome: str) -> None:
         with disk_errors(self.folder, outcome):
             for name in (*KNOWN, MARKER):
                 self.puts.remove(self.folder / name)
-            self.folder.rmdir()
+            self.puts.remove(self.folder)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """Undo a publish that was cut short between its two renames."""
         if os.path.lexists(self.old) and not os.path.lexists(self.target):
             check_work_folder(self.folder)
@@ -384,7 +300,7 @@ class WorkTree:
                 self.puts.rename(self.old, self.target)
 
     def _check_complete(self, spec: TargetSpec) -> None:
-        for name in ("", "scale0/", f"{_IMAGE}/"):
+        for name in ("", "scale0/", f"{IMAGE}/"):
             if not (self.data / f"{name}zarr.json").is_file():
                 raise RunError(
                     f"{str(self.data)!r} has no {name}zarr.json, so there is nothing to publish; "
@@ -411,16 +327,19 @@ def _version() -> str:
         return "unknown"
 
 
-def _write_metadata(spec: TargetSpec, path: Path) -> None:
-    """Groups, coordinates and an image without objects."""
+def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, bytes]:
+    """Groups, coordinates and an image without objects, by key; the root's own file is last.
+
+    `record` is added to what the root's attributes say under 'volpatch'.
+    """
     import zarr
 
-    level = [(_IMAGE, spec.spacing, spec.origin)]
+    level = [(IMAGE, spec.spacing, spec.origin)]
     ome = multiscales(name=spec.name, dims=spec.dims, units=spec.units, datasets=level)
-    attributes = {"ome": ome, "volpatch": {"version": _version(), **spec.attributes}}
-    # A store rather than a path: zarr takes a path with '::' or '://' in it for a URL.
-    store = zarr.storage.LocalStore(path)
-    root = zarr.create_group(store, zarr_format=3, attributes=attributes)
+    ours = {"version": _version(), **spec.attributes, **record}
+    held: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(held)
+    root = zarr.create_group(store, zarr_format=3, attributes={"ome": ome, "volpatch": ours})
     scale = root.create_group("scale0")
     itemsize = np.dtype(spec.dtype).itemsize
     scale.create_array(
@@ -451,38 +370,8 @@ def _write_metadata(spec: TargetSpec, path: Path) -> None:
         # outside of the specification, but readers that do not know it pass it over
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
-
-
-def _aligned_box(
-    spec: TargetSpec, start: Sequence[int], stop: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The box as tuples, if whole write units make it up; a SettingError otherwise."""
-    low, high = tuple(map(int, start)), tuple(map(int, stop))
-    if not len(low) == len(high) == len(spec.shape):
-        raise SettingError(f"a region from {low} to {high} does not fit the shape {spec.shape}")
-    for dim, a, b, size, unit in zip(spec.dims, low, high, spec.shape, spec.unit, strict=True):
-        if not 0 <= a < b <= size:
-            raise SettingError(
-                f"a region from {low} to {high} does not lie within the shape {spec.shape}"
-            )
-        if a % unit or (b % unit and b != size):
-            raise SettingError(
-                f"a region from {a} to {b} along {dim!r} cuts through write units of {unit} "
-                f"voxels: two tasks would write the same object; choose multiples of {unit}"
-            )
-    return low, high
-
-
-def _ranges(first: Sequence[int], last: Sequence[int], size: Sequence[int]) -> list[range]:
-    """Per axis, which pieces of `size` share a voxel with the box from `first` to `last`."""
-    return [range(a // n, -(-b // n)) for a, b, n in zip(first, last, size, strict=True)]
-
-
-def _touched(
-    first: Sequence[int], last: Sequence[int], size: Sequence[int]
-) -> Iterator[tuple[int, ...]]:
-    """Positions of the pieces of `size` that share a voxel with the box, in C order."""
-    return itertools.product(*_ranges(first, last, size))
+    keys = sorted(held, key=lambda key: (-key.count("/"), key))
+    return {key: held[key].to_bytes() for key in keys}
 
 
 def _objects(folder: Path) -> set[str]:

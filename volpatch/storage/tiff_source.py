@@ -58,6 +58,13 @@ class PlainReader:
                 start = self.offset + number * plane_bytes
                 _read_plane(file, start, self.dtype, plane, selection[lead:], out[index])
 
+    metadata_files = ()
+    n_files = 1
+
+    def file(self, number: int) -> str:
+        """The file itself."""
+        return self.path
+
 
 @dataclass(frozen=True)
 class DecodedReader:
@@ -80,6 +87,13 @@ class DecodedReader:
             raise SourceError(
                 f"{self.path} {_why(error)} (within {_box_text(selection)})"
             ) from error
+
+    metadata_files = ()
+    n_files = 1
+
+    def file(self, number: int) -> str:
+        """The file itself."""
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,17 @@ class FolderReader:
                 continue
             with _File(path) as file:
                 _read_plane(file, one.offset, one.dtype, self.shape, selection[1:], out[step])
+
+    metadata_files = ()
+
+    @property
+    def n_files(self) -> int:
+        """One a slice."""
+        return len(self.slices)
+
+    def file(self, number: int) -> str:
+        """The file of one slice."""
+        return os.path.join(self.folder, self.slices[number].name)
 
 
 class _File:

@@ -78,11 +78,33 @@ class ZarrReader:
         except Exception as error:
             raise _culprit(array, self, selection, error) from error
 
+    @property
+    def metadata_files(self) -> tuple[str, ...]:
+        """The array's own JSON."""
+        return (self.metadata_path,)
+
+    @property
+    def n_files(self) -> int:
+        """Shards, else chunks."""
+        return math.prod(_objects_grid(_opened(self)))
+
+    def file(self, number: int) -> str:
+        """The file of one shard or chunk, in C order."""
+        array = _opened(self)
+        place = np.unravel_index(number, _objects_grid(array))
+        key = array.metadata.encode_chunk_key(tuple(int(i) for i in place))
+        return os.path.join(self.path, key)
+
 
 @functools.lru_cache(maxsize=64)
 def _opened(reader: ZarrReader) -> zarr.Array[Any]:
     version: Any = reader.version
     return zarr.open_array(reader.path, mode="r", zarr_format=version)
+
+
+def _objects_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
+    edges = array.shards or array.chunks
+    return tuple(-(-n // edge) for n, edge in zip(array.shape, edges, strict=True))
 
 
 def _fill(

@@ -1,0 +1,341 @@
+"""Which regions of a run are done: one immutable plan, and records that are only appended.
+
+    out.zarr.volpatch/data/.volpatch/     while the run is unfinished
+        plan.json                what determines the bytes, and the regions; made exclusively
+        records/*.log            one file per process, a line per event with its own checksum
+    out.zarr/.volpatch/          the same, when it is published
+
+Data comes first, its record after it, with the size and SHA-256 of every object: an object
+without a record is made again (the same bytes), a record without its object is not believed.
+A torn last line is passed over. Whoever starts asks the ledger first, so that repeated, late
+and parallel tasks are harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch.errors import RunError, TargetError
+from volpatch.storage.puts import Puts, disk_errors
+
+PLAN = "plan.json"
+RECORDS = "records"
+FORMAT = 1
+MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY = range(6)
+STATES = ("missing", "started", "failed", "done", "skipped", "empty")
+_MAX_PLAN_BYTES = 2**28
+Event = dict[str, Any]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON.
+
+    >>> digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, with dotted names.
+
+    >>> list(flat({"a": {"b": 1}, "c": [2]}))
+    [('a.b', 1), ('c', [2])]
+    """
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), value
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """What every process of a run agrees on.
+
+    Attributes
+    ----------
+    identity : what determines the bytes of the output; its digest is the plan's id.
+    layout : how the work is divided, and what the trial call told.
+    job : the words that make the plan again; None where they hold objects, not names.
+    """
+
+    identity: dict[str, Any]
+    layout: dict[str, Any]
+    job: dict[str, Any] | None
+
+    @property
+    def id(self) -> str:
+        return digest(self.identity)
+
+    @property
+    def n_regions(self) -> int:
+        return int(self.layout["regions"])
+
+    def to_bytes(self) -> bytes:
+        values = {"identity": self.identity, "layout": self.layout, "job": self.job}
+        top = {"volpatch_plan": FORMAT, "id": self.id, "sum": digest(values)}
+        return (json.dumps({**top, **values}, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def load(cls, folder: Path) -> PlanFile | None:
+        """The plan in a ledger's folder; None where there is none."""
+        path = folder / PLAN
+        try:
+            with open(path, "rb") as file:
+                values = json.loads(file.read(_MAX_PLAN_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise TargetError(
+                f"the plan {str(path)!r} cannot be read ({error}); {_START_OVER}"
+            ) from error
+        if not isinstance(values, dict) or values.get("volpatch_plan") != FORMAT:
+            raise TargetError(
+                f"the plan {str(path)!r} was made by another version of volpatch; go on with that "
+                f"version, or start over with --overwrite (overwrite=True)"
+            )
+        parts: dict[str, Any] = {name: values.get(name) for name in ("identity", "layout", "job")}
+        if digest(parts) != values.get("sum"):
+            raise TargetError(
+                f"the plan {str(path)!r} is damaged: it no longer matches its own checksum; "
+                f"{_START_OVER}"
+            )
+        return cls(**parts)
+
+    def create(self, folder: Path, puts: Puts) -> PlanFile:
+        """Put the plan, unless another process was first; gives the plan that is there."""
+        with disk_errors(folder):
+            puts.make_folder(folder, exist_ok=True)
+            puts.make_folder(folder / RECORDS, exist_ok=True)
+            puts.put_new(folder / PLAN, self.to_bytes())
+        there = PlanFile.load(folder)
+        if there is None:
+            raise RunError(
+                f"the plan in {str(folder)!r} vanished: somebody removed the work folder; run again"
+            )
+        return there
+
+    def differences(self, other: PlanFile) -> list[str]:
+        """Fields in which another plan differs, old against new."""
+        mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
+        return [
+            f"{name} was {_shown(mine.get(name))} and is now {_shown(theirs.get(name))}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def check_same(self, wanted: PlanFile, place: Path) -> None:
+        """Refuse to go on with a plan that would give other bytes."""
+        differences = self.differences(wanted)
+        if differences:
+            raise TargetError(
+                f"{str(place)!r} holds a run of another plan: {'; '.join(differences)}. Ask for "
+                f"the same again to go on with it, or start over with --overwrite (overwrite=True)"
+            )
+
+
+_START_OVER = "restore it from a copy, or start over with --overwrite (overwrite=True)"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({digest(value)[:12]})"
+
+
+# -- records -------------------------------------------------------------------------------
+
+
+def encode_line(event: Mapping[str, Any]) -> bytes:
+    """One record: JSON and its checksum, on one line."""
+    text = json.dumps(event, separators=(",", ":"))
+    return f"{text}\t{zlib.crc32(text.encode()):08x}\n".encode()
+
+
+def decode_line(line: bytes) -> Event | None:
+    """The event of a line; None for a line that was torn or changed.
+
+    >>> decode_line(encode_line({"kind": "done"})), decode_line(b'{"kind": "do')
+    ({'kind': 'done'}, None)
+    """
+    text, tab, check = line.rpartition(b"\t")
+    if not tab or check != b"%08x\n" % zlib.crc32(text):
+        return None
+    event = json.loads(text)
+    return event if isinstance(event, dict) else None
+
+
+@dataclass
+class Recorder:
+    """Writes the records of one process, in a file of its own; its threads take turns.
+
+    Parameters
+    ----------
+    folder : of the ledger.
+    puts : how files are written.
+    """
+
+    folder: Path
+    puts: Puts
+    path: Path = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _begun: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._new_file()
+
+    def _new_file(self) -> None:
+        host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
+        self._who = {"host": host, "pid": os.getpid()}
+        name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}.log"
+        self.path, self._begun = self.folder / RECORDS / name, False
+
+    def write(self, kind: str, region: int, **more: Any) -> None:
+        """Append one event, and see it on the disk before going on."""
+        event = {"kind": kind, "region": region, **more, "time": round(time.time(), 3)}
+        with self._lock, disk_errors(self.path, "what was finished before is kept"):
+            try:
+                if not self._begun:
+                    first = encode_line({"kind": "log", **self._who})
+                    self.puts.append_line(self.path, first, new=True)
+                    self._begun = True
+                self.puts.append_line(self.path, encode_line(event), new=False)
+            except OSError:
+                self._new_file()  # the line may be torn, and would spoil the next one
+                raise
+
+
+class Reader:
+    """Reads records as they come: each call gives the whole lines that are new since the last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / RECORDS
+        self._offsets: dict[str, int] = {}
+        self.damaged = 0  # whole lines that do not match their checksum
+
+    def __call__(self) -> Iterator[Event]:
+        try:
+            names = sorted(os.listdir(self._folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            yield from self._new_lines(name)
+
+    def _new_lines(self, name: str) -> Iterator[Event]:
+        path, offset = self._folder / name, self._offsets.get(name, 0)
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == offset:
+                return
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # torn, or not yet written to its end
+                self._offsets[name] = offset = offset + len(line)
+                event = decode_line(line)
+                if event is None:
+                    self.damaged += 1
+                else:
+                    yield event
+
+
+class State:
+    """What the records say of each region: a byte a region, and a little for those begun.
+
+    Parameters
+    ----------
+    n_regions : int
+    believe : callable, optional
+        Whether the object of a unit (number, size) is to be believed in.
+
+    Attributes
+    ----------
+    status : uint8 per region, one of MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY.
+    failures : last failure of the regions that failed.
+    patches : computed so far, those done twice counted twice.
+    """
+
+    def __init__(
+        self, n_regions: int, believe: Callable[[int, int], bool] = lambda unit, size: True
+    ) -> None:
+        self.status: NDArray[np.uint8] = np.zeros(n_regions, dtype=np.uint8)
+        self.failures: dict[int, Event] = {}
+        self.patches = self.clipped = 0
+        self.times: list[tuple[float, int]] = []
+        self._believe = believe
+        self._partial: dict[int, set[int]] = {}
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        region, kind = event.get("region", -1), event["kind"]
+        if not 0 <= region < len(self.status):
+            return
+        status = int(self.status[region])
+        if kind == "layer":
+            self._take_layer(region, event)
+        elif kind == "start" and status == MISSING:
+            self.status[region] = STARTED
+        elif kind == "failed" and status < DONE:
+            self.status[region] = FAILED
+            self.failures[region] = event
+        elif kind == "done" and status == DONE:
+            self.status[region] = STATES.index(event["state"])
+
+    def _take_layer(self, region: int, event: Event) -> None:
+        self.patches += event["patches"]
+        self.clipped += event["clipped"]
+        self._note_time(event["time"], event["patches"])
+        if self.status[region] >= DONE:
+            return
+        units = self._partial.setdefault(region, set())
+        units.update(n for n, size, _ in event["units"] if self._believe(n, size))
+        if len(units) == event["of"]:
+            self.status[region] = DONE
+            del self._partial[region]
+            self.failures.pop(region, None)
+        elif self.status[region] == MISSING:
+            self.status[region] = STARTED
+
+    def _note_time(self, when: float, patches: int) -> None:
+        """Keep when patches were done, in few numbers."""
+        self.times.append((when, patches))
+        if len(self.times) > 4096:
+            self.times = sorted(self.times)[2048:]
+
+    def is_done(self, region: int) -> bool:
+        return bool(self.status[region] >= DONE)
+
+    def recorded(self, region: int) -> set[int]:
+        """Units of a region that is not done that are recorded all the same."""
+        return self._partial.get(region, set())
+
+    @property
+    def n_done(self) -> int:
+        return int(np.count_nonzero(self.status >= DONE))
+
+    def with_status(self, *wanted: int) -> list[int]:
+        return [int(i) for i in np.flatnonzero(np.isin(self.status, wanted))]
+
+
+def size_is(root: Path, key: str, size: int) -> bool:
+    """Whether an object is there with the size that was recorded."""
+    try:
+        state = os.lstat(root / key)
+    except OSError:
+        return False
+    return state.st_size == size and state.st_mode & 0o170000 == 0o100000

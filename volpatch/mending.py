@@ -1,0 +1,103 @@
+"""Compute again what failed, or what is no longer as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from volpatch.errors import IncompleteError, RunError
+from volpatch.forms import show_numbers
+from volpatch.ledger import DONE, FAILED, Reader, State
+from volpatch.pools import open_pool
+from volpatch.publishing import committed_files, completion, state_of
+from volpatch.report import RunReport
+from volpatch.running import Request, compute, rejoined
+from volpatch.storage.puts import SUFFIX, disk_errors
+from volpatch.storage.target import Site, metadata_files
+from volpatch.upkeep import Place, Verification, check_units, fault
+
+
+def mend(request: Request, place: Place) -> RunReport:
+    """Compute the regions of an output that failed or went bad, and no others.
+
+    Raises
+    ------
+    TargetError
+        The function, the input or another thing is no longer what the output was made of.
+    RunError
+        An object came out with other bytes than it had; it is left as it is.
+    IncompleteError
+        Nothing failed, but there are regions that were never computed.
+    """
+    settled = rejoined(request, place.file, place.target)
+    bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
+    state, _ = state_of(place.root, place.file, place.spec, bad)
+    with open_pool(request.draft, request.functions, request.source) as pool:
+        if place.finished:
+            broken = np.flatnonzero(state.status < DONE).tolist()
+            with _beside(request, place) as site:
+                _mend_metadata(place, site)
+                wanted = _recorded(place, set(broken))
+                return compute(
+                    request, settled, pool, site, broken, bad=bad, publish=False, wanted=wanted
+                )
+        numbers = _failed_or_bad(place, state)
+        if not numbers and state.n_done < place.file.n_regions:
+            left = np.flatnonzero(state.status < DONE).tolist()
+            raise IncompleteError(
+                f"nothing of {str(place.target)!r} failed or went bad, but {len(left)} of "
+                f"{place.file.n_regions} regions were never computed ({show_numbers(left, 5)}): "
+                f"run again, or the parts that are missing"
+            )
+        with request.work.in_use():
+            return compute(request, settled, pool, request.work.site, numbers, bad=bad, whole=False)
+
+
+def _failed_or_bad(place: Place, state: State) -> list[int]:
+    """Regions that failed, and those that are done by their records but not in truth."""
+    told = State(place.file.n_regions)
+    for event in Reader(place.root / SUFFIX)():
+        told.take(event)
+    hollow = (told.status >= DONE) & (state.status < DONE)
+    return [int(n) for n in np.flatnonzero(hollow | (state.status == FAILED))]
+
+
+@contextmanager
+def _beside(request: Request, place: Place) -> Iterator[Site]:
+    """A folder for temporary files beside a finished output, removed on the way out."""
+    work = request.work
+    work.begin(overwrite=False)
+    with work.in_use():
+        yield Site(place.root, work.site.temp, work.site.durability)
+    work.discard()
+
+
+def _recorded(place: Place, regions: set[int]) -> dict[int, str]:
+    """SHA-256 of all units of some regions, as recorded."""
+    return {
+        unit: checksum
+        for event in Reader(place.root / SUFFIX)()
+        if event["kind"] == "layer" and event["region"] in regions
+        for unit, _, checksum in event["units"]
+    }
+
+
+def _mend_metadata(place: Place, site: Site) -> None:
+    """Put metadata again that is not as it was written."""
+    told = committed_files(place.root)
+    broken = [key for key, of in told.items() if fault(place.root / key, *of) is not None]
+    if not broken:
+        return
+    files = metadata_files(place.spec, completion(place.file, place.spec))
+    for key in broken:
+        content = files.get(key, b"")
+        if hashlib.sha256(content).hexdigest() != told[key][1]:
+            raise RunError(
+                f"{key} of {str(place.target)!r} is damaged, and comes out with other bytes than "
+                f"it had (another version of zarr or volpatch?); restore it from a copy"
+            )
+        with disk_errors(place.root / key):
+            site.puts.put(place.root / key, content)

@@ -1,0 +1,103 @@
+"""The one step that makes an output exist: check all, say so in the metadata, rename.
+
+Any process may do it, also several at once, also again after it was cut short: what is
+already done is found done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volpatch.errors import RunError
+from volpatch.forms import show_numbers
+from volpatch.ledger import DONE, PlanFile, Reader, Recorder, State, size_is
+from volpatch.storage.layers import unit_key
+from volpatch.storage.puts import SUFFIX
+from volpatch.storage.target import TargetSpec, WorkTree
+
+LISTED = 3
+
+
+def state_of(
+    root: Path, file: PlanFile, spec: TargetSpec, bad: Collection[int] = ()
+) -> tuple[State, Reader]:
+    """What the records say of each region, where the objects are there with their size.
+
+    Parameters
+    ----------
+    bad : units whose objects are not to be believed in until they are recorded anew.
+
+    Returns
+    -------
+    State, Reader
+        The reader gives what is added later; `state.take` counts it.
+    """
+    distrusted = set(bad)
+
+    def believe(unit: int, size: int) -> bool:
+        return unit not in distrusted and size_is(root, unit_key(spec, unit), size)
+
+    state, reader = State(file.n_regions, believe), Reader(root / SUFFIX)
+    for event in reader():
+        state.take(event)
+    distrusted.clear()
+    return state, reader
+
+
+def is_published(target: Path, plan_id: str) -> bool:
+    """Whether the finished output of just this plan is in its place."""
+    found = PlanFile.load(target / SUFFIX) if (target / "zarr.json").is_file() else None
+    return found is not None and found.id == plan_id
+
+
+def completion(file: PlanFile, spec: TargetSpec) -> dict[str, Any]:
+    """What a finished output says of itself in its root's attributes."""
+    return {"complete": True, "plan": file.id, "units": spec.n_units}
+
+
+def publish(work: WorkTree, file: PlanFile, spec: TargetSpec) -> None:
+    """Publish what is built in a work tree, if all of it is there.
+
+    Raises
+    ------
+    RunError
+        Regions are missing, or objects; nothing is changed.
+    TargetError
+        There is something in that place that must not be replaced.
+    """
+    with work.publishing():
+        work.restore()
+        if not os.path.lexists(work.data) and is_published(work.target, file.id):
+            work.discard()
+            return
+        state, _ = state_of(work.data, file, spec)
+        _refuse_gaps(work, state)
+        files = work.put_metadata(spec, completion(file, spec))
+        told = [[key, len(b), hashlib.sha256(b).hexdigest()] for key, b in files.items()]
+        Recorder(work.site.ledger, work.site.puts).write("commit", -1, files=told)
+        work.publish(spec)
+
+
+def _refuse_gaps(work: WorkTree, state: State) -> None:
+    left = np.flatnonzero(state.status < DONE).tolist()
+    if left:
+        raise RunError(
+            f"{len(left)} of {len(state.status)} regions of {str(work.target)!r} are not done "
+            f"({show_numbers(left, LISTED)}); nothing was published. Run again to compute them, or "
+            f"see `volpatch status`"
+        )
+
+
+def committed_files(root: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of the metadata of a finished output, by key, as its last commit says."""
+    commits = [event for event in Reader(root / SUFFIX)() if event["kind"] == "commit"]
+    last: dict[str, tuple[int, str]] = {}
+    for event in sorted(commits, key=lambda event: event["time"]):
+        last.update({key: (size, checksum) for key, size, checksum in event["files"]})
+    return last

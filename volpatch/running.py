@@ -1,0 +1,301 @@
+"""One run from its first look at the target to the published output.
+
+    find the plan that is there  ->  or try the function once, and make one exclusively
+    ask the ledger what is done  ->  compute the rest  ->  publish when nothing is missing
+
+Whoever finds a plan checks that what is asked for now would give the same bytes, takes the
+regions from it, and goes on. So to resume, to be one of many parts and to repair what went
+bad later are one thing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from volpatch import job as jobs
+from volpatch import machine
+from volpatch.errors import IncompleteError, RunError, SettingError, TargetError
+from volpatch.identity import fingerprint, identity
+from volpatch.ledger import PlanFile
+from volpatch.planner import Plan
+from volpatch.planning import asked_region, fitted, target_spec
+from volpatch.pools import Pool, open_pool
+from volpatch.progress import Progress
+from volpatch.publishing import is_published
+from volpatch.recipe import Recipe
+from volpatch.report import RunReport
+from volpatch.runner import Run, finish
+from volpatch.storage.puts import SUFFIX, check_target
+from volpatch.storage.source import Source
+from volpatch.storage.target import Site, TargetSpec, WorkTree
+from volpatch.work import Functions, Job, Trial
+
+_RESULT = ("result_dtype", "channels_out", "final_dtype", "final_channels")
+
+
+@dataclass
+class Request:
+    """What was asked for.
+
+    Attributes
+    ----------
+    draft : the plan as far as the user's words make it.
+    overwrite : start over, and replace an earlier output when the new one is complete; for a
+        part only the latter.
+    part : (i, n): every n-th region, from i on.
+    """
+
+    draft: Plan
+    functions: Functions
+    source: Source
+    work: WorkTree
+    overwrite: bool = False
+    part: tuple[int, int] | None = None
+    retries: int = 0
+    fail_fast: bool = False
+    progress: str = "none"
+    announce: Callable[[Plan], None] = lambda plan: None
+    begin: float = field(default_factory=time.perf_counter)
+
+    @property
+    def how(self) -> str:
+        """How closely the input's files are looked at."""
+        return str(self.draft.words["options"].get("fingerprint", "sample"))
+
+    def settled(self, trial: Trial, region: Any = None) -> Settled:
+        """The plan with what a trial told, its output, and what determines its bytes."""
+        draft = self.draft
+        memory = trial.func_memory if draft.func_memory is None else draft.func_memory
+        plan = fitted(
+            replace(
+                draft,
+                recipe=trial.recipe,
+                func_memory=memory,
+                resident=trial.resident,
+                parent=machine.resident_bytes(),
+            ),
+            region,
+        )
+        spec = target_spec(plan, self.source)
+        functions = self.functions
+        words = identity(
+            plan,
+            spec,
+            (functions.function, functions.setup, functions.finalize),
+            functions.holes,
+            fingerprint(self.source, self.how),
+        )
+        recipe = plan.recipe
+        layout = {
+            "regions": plan.n_regions,
+            "patches": plan.patches_computed,
+            "region": list(plan.region),
+            "result": {name: _plain(getattr(recipe, name)) for name in _RESULT},
+            "func_memory": memory,
+            "resident": trial.resident,
+        }
+        return Settled(plan, spec, PlanFile(words, layout, _job_words(plan, functions)))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A plan that lacks nothing."""
+
+    plan: Plan
+    spec: TargetSpec
+    file: PlanFile
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, np.dtype) else value
+
+
+def _job_words(plan: Plan, functions: Functions) -> dict[str, Any] | None:
+    """The words that repeat the run; None where it was given objects that have no name."""
+    if functions.setup is not None:
+        return None
+    try:
+        words = jobs.to_json(plan)
+    except SettingError:
+        return None
+    return {name: value for name, value in words.items() if name != "figures"}
+
+
+def _known(draft: Plan, file: PlanFile) -> Trial:
+    """What a trial told when the plan was made."""
+    result = file.layout["result"]
+    values = {
+        name: np.dtype(result[name]) if name.endswith("dtype") and result[name] else result[name]
+        for name in _RESULT
+    }
+    recipe: Recipe = replace(draft.recipe, **values)
+    return Trial(recipe, file.layout["func_memory"], file.layout["resident"], 0.0)
+
+
+def rejoined(request: Request, there: PlanFile, place: Any) -> Settled:
+    """The settled plan that another process, or an earlier run, has made.
+
+    Raises
+    ------
+    TargetError
+        What is asked for now would give other bytes, or names other regions.
+    MemoryLimitError
+        The memory limit is too small for the regions that are fixed.
+    """
+    draft = request.draft
+    region = tuple(there.layout["region"])
+    settled = request.settled(_known(draft, there), region)
+    there.check_same(settled.file, place)
+    asked = asked_region(draft)
+    if asked is not None and asked != region:
+        raise TargetError(
+            f"region={asked} is asked for, but {str(place)!r} was begun with regions of {region}, "
+            f"and its records are by region; leave region out to go on, or start over with "
+            f"--overwrite (overwrite=True)"
+        )
+    return replace(settled, file=there)
+
+
+def execute(request: Request) -> RunReport:
+    """Compute what is missing of an output, and publish it when nothing is.
+
+    Raises
+    ------
+    VolpatchError
+        See `volpatch.run`.
+    """
+    machine.forget_peak()
+    work, part = request.work, request.part
+    with work.publishing():
+        work.restore()
+    there = None
+    if part is not None or not request.overwrite:
+        there = PlanFile.load(work.data / SUFFIX)
+    if there is None and part is not None and (late := _published(request)) is not None:
+        return late
+    may_replace = request.overwrite or work.may_replace
+    check_target(work.target, overwrite=may_replace, source_path=request.source.path)
+    settled = None if there is None else rejoined(request, there, work.folder)
+    with open_pool(request.draft, request.functions, request.source) as pool:
+        if settled is None:
+            settled = _begin(request, pool)
+        first, step = part or (0, 1)
+        numbers = range(first, settled.file.n_regions, step)
+        try:
+            with work.in_use():
+                return compute(
+                    request, settled, pool, work.site, numbers, whole=request.part is None
+                )
+        except RunError as error:
+            if isinstance(error, IncompleteError) or not is_published(work.target, settled.file.id):
+                raise
+            # another process was faster, and took away the folders that this one wrote to
+            return _report(request, settled, None, complete=True)
+
+
+def _published(request: Request) -> RunReport | None:
+    """The report of a part that comes when all is done and in its place."""
+    target = request.work.target
+    there = PlanFile.load(target / SUFFIX) if (target / "zarr.json").is_file() else None
+    if there is None:
+        return None
+    try:
+        settled = rejoined(request, there, target)
+    except TargetError:
+        if request.overwrite:
+            return None  # that is what is to be replaced
+        raise
+    return _report(request, settled, None, complete=True)
+
+
+def _begin(request: Request, pool: Pool) -> Settled:
+    """Try the function, and make the plan, unless another process was first."""
+    work = request.work
+    settled = request.settled(pool.one("trial", request.draft))
+    if (request.overwrite and request.part is None) or work.is_leftover:
+        with work.unused():
+            work.discard()
+    work.begin(overwrite=request.overwrite)
+    there = settled.file.create(work.site.ledger, work.site.puts)
+    if there == settled.file:
+        return settled
+    return rejoined(request, there, work.folder)
+
+
+def compute(
+    request: Request,
+    settled: Settled,
+    pool: Pool,
+    site: Site,
+    numbers: Iterable[int],
+    *,
+    whole: bool = True,
+    publish: bool = True,
+    bad: Collection[int] = (),
+    wanted: Mapping[int, str] | None = None,
+) -> RunReport:
+    """Compute those of the regions `numbers` that are not done; publish if that was all.
+
+    Parameters
+    ----------
+    whole : whether all regions are asked for, so that a gap is an error.
+    bad : units that are recorded, and not as they were written.
+    wanted : SHA-256 that units must have which are computed again.
+    """
+    plan, file, work = settled.plan, settled.file, request.work
+    request.announce(plan)
+    job = Job(plan, settled.spec, site, wanted or {})
+    run = Run(job, file, numbers, request.retries, request.fail_fast, bad)
+    left = 1 - run.before / max(1, file.n_regions)
+    run.bar = Progress(round(plan.patches_computed * left), request.progress)
+    run.compute(pool)
+    complete = True
+    if publish:
+        _check_input(request, file)
+        complete = finish(run, work, whole=whole)
+    return _report(request, settled, run, complete=complete)
+
+
+def _check_input(request: Request, file: PlanFile) -> None:
+    """Refuse to publish what was made of an input that changed on the way."""
+    now = fingerprint(request.source, request.how)
+    if now != file.identity["source"]:
+        raise RunError(
+            f"the input {request.source.path!r} changed during the run, so the output may be made "
+            f"of old and new parts; it is not published. Start over with --overwrite"
+        )
+
+
+def _report(request: Request, settled: Settled, run: Run | None, *, complete: bool) -> RunReport:
+    plan, spec = settled.plan, settled.spec
+    report = RunReport(
+        target=str(request.work.target),
+        shape=spec.shape,
+        dtype=spec.dtype,
+        seconds=time.perf_counter() - request.begin,
+        regions=plan.n_regions,
+        workers=plan.running,
+        backend=plan.backend,
+        redundancy=plan.redundancy,
+        predicted_bytes=plan.peak,
+        peak_bytes=machine.peak_bytes(),
+        raw_bytes=plan.bytes_written,
+        source_itemsize=request.source.dtype.itemsize,
+        complete=complete,
+        regions_before=plan.n_regions,
+        part=request.part,
+    )
+    if run is None:
+        return report
+    return replace(
+        report,
+        stats=run.stats,
+        encoded_bytes=run.encoded_bytes,
+        peak_bytes=run.peak_bytes,
+        regions_before=run.before,
+    )
