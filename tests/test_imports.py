@@ -31,6 +31,7 @@ ROOMS = (
         "pools",
         "publishing",
         "runner",
+        "inputs",
         "identity",
     ),
     *(

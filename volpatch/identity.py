@@ -11,19 +11,17 @@ import functools
 import hashlib
 import inspect
 import json
-import math
 import os
 import re
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from volpatch.errors import SettingError, SourceError
+from volpatch.errors import SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.holes import Skips
+from volpatch.inputs import fingerprint
 from volpatch.ledger import digest
 from volpatch.planner import Plan
 from volpatch.storage.codec import TargetSpec
@@ -32,8 +30,6 @@ from volpatch.window import Window, sample
 
 # raised when the way patches are cut, blended or encoded changes any bit
 BLENDING_VERSION = 1
-FINGERPRINTS = ("sample", "full")
-MOST_OBJECTS = 1000
 
 
 def identity(
@@ -91,7 +87,9 @@ def _mask(mask: Any) -> Any:
     if mask is None:
         return None
     stored = getattr(mask, "source", None)
-    return fingerprint(stored) if isinstance(stored, Source) else _value(np.asarray(mask))
+    if isinstance(stored, Source):
+        return fingerprint(stored)[0]
+    return _value(np.asarray(mask))
 
 
 def function_identity(function: Any) -> Any:
@@ -161,53 +159,3 @@ def file_digest(path: str | os.PathLike[str]) -> str:
             f"{os.fspath(path)!r}, which the result depends on, cannot be read: {error}"
         ) from error
     return checksum.hexdigest()
-
-
-def fingerprint(source: Source, how: str = "sample") -> dict[str, Any]:
-    """A source's identity: where it is, what it says of itself, and how its files look.
-
-    Parameters
-    ----------
-    source : Source
-    how : {"sample", "full"}
-        Size and time of change of at most 1,000 evenly chosen files, or of all.
-
-    Returns
-    -------
-    dict
-        JSON values. Another one means another input; the same one that it very probably
-        is the same.
-    """
-    if how not in FINGERPRINTS:
-        raise SettingError(f"fingerprint must be one of {', '.join(FINGERPRINTS)}; got {how!r}")
-    metadata = hashlib.sha256()
-    try:
-        for path in source.reader.metadata_files:
-            metadata.update(Path(path).read_bytes())
-        count = source.reader.n_files
-        step = 1.0 if how == "full" else max(1.0, count / MOST_OBJECTS)
-        looks = [_look(source.reader.file(number)) for number in _steps(count, step)]
-    except OSError as error:
-        raise SourceError(f"{source.path} can no longer be read: {error}; restore it") from error
-    return {
-        "path": os.path.realpath(source.path),
-        "level": source.level,
-        "shape": list(source.shape),
-        "dtype": str(source.dtype),
-        "metadata": metadata.hexdigest(),
-        "files": how,
-        "data": digest(looks),
-    }
-
-
-def _steps(count: int, step: float) -> Iterator[int]:
-    return (int(i * step) for i in range(math.ceil(count / step)) if int(i * step) < count)
-
-
-def _look(path: str) -> Sequence[int] | None:
-    """Size and time of change; None for a file that is not there."""
-    try:
-        state = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return state.st_size, state.st_mtime_ns

@@ -36,6 +36,7 @@ from volpatch.storage.puts import Puts, disk_errors
 PLAN = "plan.json"
 RECORDS = "records"
 FORMAT = 1
+INPUT = "source.data"  # how the input's files look: compared file by file (see volpatch.inputs)
 MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY = range(6)
 STATES = ("missing", "started", "failed", "done", "skipped", "empty")
 _MAX_PLAN_BYTES = 2**28
@@ -133,11 +134,11 @@ class PlanFile:
         return there
 
     def differences(self, other: PlanFile) -> list[str]:
-        """Fields in which another plan differs, old against new."""
+        """Fields in which another plan differs, old against new; the input's files apart."""
         mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
         return [
             f"{name} was {_shown(mine.get(name))} and is now {_shown(theirs.get(name))}"
-            for name in sorted({*mine, *theirs})
+            for name in sorted({*mine, *theirs} - {INPUT})
             if mine.get(name) != theirs.get(name)
         ]
 

@@ -32,7 +32,7 @@ def mend(request: Request, place: Place) -> RunReport:
     IncompleteError
         Nothing failed, but there are regions that were never computed.
     """
-    settled = rejoined(request, place.file, place.target)
+    settled = rejoined(request, place.file, place.root)
     bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
     state, _ = state_of(place.root, place.file, place.spec, bad)
     with open_pool(request.draft, request.functions, request.source) as pool:
@@ -70,9 +70,11 @@ def _beside(request: Request, place: Place) -> Iterator[Site]:
     """A folder for temporary files beside a finished output, removed on the way out."""
     work = request.work
     work.begin(overwrite=False)
-    with work.in_use():
-        yield Site(place.root, work.site.temp, work.site.durability)
-    work.discard()
+    try:
+        with work.in_use():
+            yield Site(place.root, work.site.temp, work.site.durability)
+    finally:
+        work.discard()
 
 
 def _recorded(place: Place, regions: set[int]) -> dict[int, str]:

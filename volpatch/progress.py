@@ -56,6 +56,12 @@ class Progress:
             self.last = now
             self._tell(now)
 
+    def say(self, text: str) -> None:
+        """Tell something in words, on a line of its own."""
+        if self.mode != "none":
+            self.stream.write(f"{text}\n")
+            self.stream.flush()
+
     def close(self) -> None:
         """Say the last word."""
         if self.mode == "bar":

@@ -67,7 +67,7 @@ class Run:
         self.state, self._reader = state_of(site.root, self.file, spec, self.bad)
         self.before = self.state.n_done
         self.peaks = {os.getpid(): 0}
-        self._log = Recorder(site.ledger, site.puts)
+        self.log = Recorder(site.ledger, site.puts)
         self._again: deque[Task] = deque()
         self._new = self._pending()
         self._deaths = 0
@@ -112,7 +112,7 @@ class Run:
         """Try again, or note the failure and go on; raise what no other region survives."""
         if not isinstance(error, SURVIVED):
             raise error
-        self._log.write(
+        self.log.write(
             "failed",
             task.region,
             attempt=task.attempt,
@@ -154,7 +154,7 @@ class Run:
         error = IncompleteError(
             f"{count} ({show_numbers(numbers, LISTED)}); all others that were asked for are done "
             f"and kept. Region {numbers[0]}: {first}. Remove the cause, then `volpatch retry "
-            f"TARGET`, or the same run again, computes what is missing"
+            f"{self.job.plan.target}`, or the same run again, computes what is missing"
         )
         error.__cause__ = first
         return error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,21 @@ import numpy as np
 from volpatch import job as jobs
 from volpatch import machine
 from volpatch.errors import IncompleteError, RunError, SettingError, TargetError
-from volpatch.identity import fingerprint, identity
-from volpatch.ledger import PlanFile
+from volpatch.identity import identity
+from volpatch.inputs import (
+    Looks,
+    changed_files,
+    fingerprint,
+    overlaid,
+    regions_reading,
+    watched,
+)
+from volpatch.ledger import DONE, PlanFile, Reader
 from volpatch.planner import Plan
 from volpatch.planning import asked_region, fitted, target_spec
 from volpatch.pools import Pool, open_pool
 from volpatch.progress import Progress
-from volpatch.publishing import is_published
+from volpatch.publishing import is_published, state_of
 from volpatch.recipe import Recipe
 from volpatch.report import RunReport
 from volpatch.runner import Run, finish
@@ -83,12 +92,13 @@ class Request:
         )
         spec = target_spec(plan, self.source)
         functions = self.functions
+        source, looks = fingerprint(self.source, self.how)
         words = identity(
             plan,
             spec,
             (functions.function, functions.setup, functions.finalize),
             functions.holes,
-            fingerprint(self.source, self.how),
+            source,
         )
         recipe = plan.recipe
         layout = {
@@ -98,17 +108,29 @@ class Request:
             "result": {name: _plain(getattr(recipe, name)) for name in _RESULT},
             "func_memory": memory,
             "resident": trial.resident,
+            "input": looks,
         }
-        return Settled(plan, spec, PlanFile(words, layout, _job_words(plan, functions)))
+        file = PlanFile(words, layout, _job_words(plan, functions))
+        return Settled(plan, spec, file, looks)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A plan that lacks nothing."""
+    """A plan that lacks nothing.
+
+    Attributes
+    ----------
+    looks : how the input's files look now.
+    replaced : numbers of those that looked otherwise when the plan was made, or accepted last.
+    stale : units that are recorded, of regions that read such files: to be made again.
+    """
 
     plan: Plan
     spec: TargetSpec
     file: PlanFile
+    looks: Looks
+    replaced: tuple[int, ...] = ()
+    stale: frozenset[int] = frozenset()
 
 
 def _plain(value: Any) -> Any:
@@ -137,8 +159,13 @@ def _known(draft: Plan, file: PlanFile) -> Trial:
     return Trial(recipe, file.layout["func_memory"], file.layout["resident"], 0.0)
 
 
-def rejoined(request: Request, there: PlanFile, place: Any) -> Settled:
+def rejoined(request: Request, there: PlanFile, root: Path) -> Settled:
     """The settled plan that another process, or an earlier run, has made.
+
+    Parameters
+    ----------
+    there : the plan that was found.
+    root : of the output that it was found in.
 
     Raises
     ------
@@ -150,6 +177,7 @@ def rejoined(request: Request, there: PlanFile, place: Any) -> Settled:
     draft = request.draft
     region = tuple(there.layout["region"])
     settled = request.settled(_known(draft, there), region)
+    place = request.work.folder if root == request.work.data else root
     there.check_same(settled.file, place)
     asked = asked_region(draft)
     if asked is not None and asked != region:
@@ -158,7 +186,35 @@ def rejoined(request: Request, there: PlanFile, place: Any) -> Settled:
             f"and its records are by region; leave region out to go on, or start over with "
             f"--overwrite (overwrite=True)"
         )
-    return replace(settled, file=there)
+    return _with_input(request, replace(settled, file=there), root, place)
+
+
+def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> Settled:
+    """Accept files of the input that changed if nothing that is done was made of them."""
+    source, plan, file = request.source, settled.plan, settled.file
+    accepted = {
+        number: look
+        for event in Reader(root / SUFFIX)()
+        if event["kind"] == "input"
+        for number, look in event["files"]
+    }
+    before = overlaid(file.layout["input"], source, request.how, accepted)
+    changed = changed_files(source, request.how, before, settled.looks)
+    if not changed:
+        return settled
+    state, _ = state_of(root, file, settled.spec)
+    done = np.flatnonzero(state.status >= DONE).tolist()
+    spoiled = regions_reading(plan, source, changed, done)
+    if spoiled:
+        raise TargetError(
+            f"{source.reader.file(changed[0])!r} of the input changed, and {len(spoiled)} regions "
+            f"of {str(place)!r} that are done were made of what it was (region {spoiled[0]}, say); "
+            f"restore it, or start over with --overwrite (overwrite=True)"
+        )
+    begun = [n for n in range(file.n_regions) if state.recorded(n)]
+    redo = regions_reading(plan, source, changed, begun)
+    stale = frozenset(unit for n in redo for unit in state.recorded(n))
+    return replace(settled, replaced=tuple(changed), stale=stale)
 
 
 def execute(request: Request) -> RunReport:
@@ -180,7 +236,7 @@ def execute(request: Request) -> RunReport:
         return late
     may_replace = request.overwrite or work.may_replace
     check_target(work.target, overwrite=may_replace, source_path=request.source.path)
-    settled = None if there is None else rejoined(request, there, work.folder)
+    settled = None if there is None else rejoined(request, there, work.data)
     with open_pool(request.draft, request.functions, request.source) as pool:
         if settled is None:
             settled = _begin(request, pool)
@@ -224,7 +280,7 @@ def _begin(request: Request, pool: Pool) -> Settled:
     there = settled.file.create(work.site.ledger, work.site.puts)
     if there == settled.file:
         return settled
-    return rejoined(request, there, work.folder)
+    return rejoined(request, there, work.data)
 
 
 def compute(
@@ -250,24 +306,31 @@ def compute(
     plan, file, work = settled.plan, settled.file, request.work
     request.announce(plan)
     job = Job(plan, settled.spec, site, wanted or {})
-    run = Run(job, file, numbers, request.retries, request.fail_fast, bad)
+    run = Run(job, file, numbers, request.retries, request.fail_fast, {*bad, *settled.stale})
+    if settled.replaced:
+        looks = dict(zip(watched(request.source, request.how), settled.looks, strict=True))
+        run.log.write("input", -1, files=[[n, looks[n]] for n in settled.replaced])
     left = 1 - run.before / max(1, file.n_regions)
     run.bar = Progress(round(plan.patches_computed * left), request.progress)
+    if run.before:
+        run.bar.say(f"going on: {run.before:,} of {file.n_regions:,} regions are done")
     run.compute(pool)
     complete = True
     if publish:
-        _check_input(request, file)
+        _check_input(request, settled)
         complete = finish(run, work, whole=whole)
     return _report(request, settled, run, complete=complete)
 
 
-def _check_input(request: Request, file: PlanFile) -> None:
+def _check_input(request: Request, settled: Settled) -> None:
     """Refuse to publish what was made of an input that changed on the way."""
-    now = fingerprint(request.source, request.how)
-    if now != file.identity["source"]:
+    _, now = fingerprint(request.source, request.how)
+    changed = changed_files(request.source, request.how, settled.looks, now)
+    if changed:
         raise RunError(
-            f"the input {request.source.path!r} changed during the run, so the output may be made "
-            f"of old and new parts; it is not published. Start over with --overwrite"
+            f"{request.source.reader.file(changed[0])!r} of the input changed during the run, so "
+            f"the output may be made of old and new parts, and is not published. Start over with "
+            f"--overwrite (overwrite=True) when the input is at rest"
         )
 
 

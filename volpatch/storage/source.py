@@ -41,6 +41,9 @@ class Reader(Protocol):
     def file(self, number: int) -> str:
         """Path of one of them."""
 
+    def file_box(self, number: int) -> tuple[slice, ...]:
+        """What part of the volume it holds, in the order of axes on disk; may hang over."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -127,6 +130,11 @@ class Source:
             raise ValueError(f"a box of shape {shape} does not fit an array of shape {out.shape}")
         on_disk = sorted(range(self.ndim), key=self.order.__getitem__)
         self.reader.read(tuple(selection[axis] for axis in on_disk), out.transpose(on_disk))
+
+    def file_box(self, number: int) -> tuple[slice, ...]:
+        """What part of the volume the file `number` of the reader holds."""
+        on_disk = self.reader.file_box(number)
+        return tuple(on_disk[axis] for axis in self.order)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Basic indexing, as numpy does it (integers, slices, an ellipsis)."""

@@ -336,7 +336,8 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
 
     level = [(IMAGE, spec.spacing, spec.origin)]
     ome = multiscales(name=spec.name, dims=spec.dims, units=spec.units, datasets=level)
-    ours = {"version": _version(), **spec.attributes, **record}
+    # sorted, so that the bytes are the same when the spec comes from a file
+    ours = dict(sorted({"version": _version(), **spec.attributes, **record}.items()))
     held: dict[str, Any] = {}
     store = zarr.storage.MemoryStore(held)
     root = zarr.create_group(store, zarr_format=3, attributes={"ome": ome, "volpatch": ours})

@@ -65,6 +65,10 @@ class PlainReader:
         """The file itself."""
         return self.path
 
+    def file_box(self, number: int) -> tuple[slice, ...]:
+        """All of the volume."""
+        return tuple(slice(0, n) for n in self.shape)
+
 
 @dataclass(frozen=True)
 class DecodedReader:
@@ -94,6 +98,10 @@ class DecodedReader:
     def file(self, number: int) -> str:
         """The file itself."""
         return self.path
+
+    def file_box(self, number: int) -> tuple[slice, ...]:
+        """All of the volume."""
+        return tuple(slice(0, n) for n in _decoded(self, os.getpid()).shape)
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,10 @@ class FolderReader:
     def file(self, number: int) -> str:
         """The file of one slice."""
         return os.path.join(self.folder, self.slices[number].name)
+
+    def file_box(self, number: int) -> tuple[slice, ...]:
+        """One slice."""
+        return (slice(number, number + 1), *(slice(0, n) for n in self.shape))
 
 
 class _File:

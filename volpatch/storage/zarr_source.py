@@ -95,6 +95,14 @@ class ZarrReader:
         key = array.metadata.encode_chunk_key(tuple(int(i) for i in place))
         return os.path.join(self.path, key)
 
+    def file_box(self, number: int) -> tuple[slice, ...]:
+        """The box of one shard or chunk."""
+        array = _opened(self)
+        place = np.unravel_index(number, _objects_grid(array))
+        edges = array.shards or array.chunks
+        starts = [int(i) * edge for i, edge in zip(place, edges, strict=True)]
+        return tuple(slice(a, a + edge) for a, edge in zip(starts, edges, strict=True))
+
 
 @functools.lru_cache(maxsize=64)
 def _opened(reader: ZarrReader) -> zarr.Array[Any]:
