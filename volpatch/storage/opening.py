@@ -56,6 +56,8 @@ def _open_existing(path: str, level: int) -> Source:
             return tiff_source.open_tiff(path, level=level)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise SourceError(f"metadata of {path} is damaged: it is nested too deeply") from error
     raise SourceError(
         f"{path} is not a kind volpatch reads "
         f"(Zarr, OME-Zarr, TIFF stack, folder of TIFF slices); convert it to one of them"
