@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import zarr
 
-from volpatch.errors import SourceError
-from volpatch.storage.opening import open_source
+from volpatch.errors import SettingError, SourceError
+from volpatch.storage.opening import open_source, open_volume
 
 ABSENT = 2**64 - 1
 BLOSC = zarr.codecs.BloscCodec()
@@ -35,8 +35,8 @@ def stored(path: Path, data: np.ndarray, chunks=(4, 5, 6), **options) -> Path:
     return path
 
 
-def whole(path: Path) -> np.ndarray:
-    return open_source(path)[...]
+def whole(path: Path, **options) -> np.ndarray:
+    return open_source(path, **options)[...]
 
 
 def refused(path: Path) -> str:
@@ -204,6 +204,8 @@ def test_any_shard_index_is_understood(tmp_path, endian, place, checked):
     source = open_source(path)
     np.testing.assert_array_equal(source[...], data)
     np.testing.assert_array_equal(source[3:5, 2:11, 5:7], data[3:5, 2:11, 5:7])
+    with pytest.raises(SourceError, match=r"chunk \(0, 0, 0\) in c/0/0/0 of .* is missing"):
+        whole(path, missing="error")
 
 
 def zstd_frame(blocks: list[bytes], *, size: int | None = None, rle: int = 0) -> bytes:
@@ -482,6 +484,88 @@ def test_an_arrays_own_metadata_wins_over_consolidated_metadata(tmp_path):
     np.testing.assert_array_equal(whole(tmp_path / "g/a"), data)
 
 
+# --- chunks that are missing
+
+
+def take_away(file: Path) -> None:
+    file.unlink()
+
+
+def make_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def make_dead_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.parent / "nowhere")
+
+
+def take_inner(file: Path) -> None:
+    chunks, _ = split_shard(file)
+    join_shard(file, [*chunks[:3], None, *chunks[4:]])
+
+
+@pytest.mark.parametrize(
+    ("lose", "message"),
+    [
+        (take_away, "chunk c/1/0/1 of PATH is missing; restore it, or read it as its fill value"),
+        (make_folder, r"chunk c/1/0/1 of PATH is missing \(a folder is in its place\);"),
+        (make_dead_link, r"chunk c/1/0/1 of PATH is missing \(a dead link is in its place\);"),
+        (take_inner, r"chunk \(0, 1, 1\) in c/1/0/1 of PATH is missing; .*missing='fill'"),
+    ],
+)
+def test_a_missing_chunk_is_its_fill_value_or_an_error(tmp_path, lose, message):
+    data = numbered(16, 20, 24)
+    path = stored(tmp_path / "a", data, shards=(8, 10, 12))
+    lose(path / "c/1/0/1")
+    expected = data.copy()
+    lost = np.s_[8:12, 5:10, 18:24] if lose is take_inner else np.s_[8:16, :10, 12:24]
+    expected[lost] = 0
+    np.testing.assert_array_equal(whole(path), expected)
+    np.testing.assert_array_equal(whole(path, missing="fill"), expected)
+    source = open_source(path, missing="error")
+    with pytest.raises(SourceError, match=message.replace("PATH", str(path))):
+        source[...]
+    np.testing.assert_array_equal(source[:8], data[:8])  # which the box does not touch
+    if lose is take_inner:
+        np.testing.assert_array_equal(source[9:, 6:, 12:18], data[9:, 6:, 12:18])
+    with pytest.raises(SourceError, match="is missing"):
+        source[11:, 9:10, 20]
+    with pytest.raises(SourceError, match="is missing"):
+        open_volume(path, missing="error").compute()
+
+
+@pytest.mark.parametrize("where", [".", "..", "../..", "../../.."])
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ({"complete": True}, "missing"),
+        ({"complete": False}, None),
+        ({"complete": 1}, None),
+        ("complete", None),
+    ],
+)
+def test_what_volpatch_finished_has_no_missing_chunks(tmp_path, where, mark, said):
+    root = tmp_path / "root"
+    for folder in (root, root / "b", root / "b/c"):
+        zarr.create_group(folder)
+    path = stored(root / "b/c/d", numbered(4, 5, 12))
+    edit(path / where, lambda content: content.update(attributes={"volpatch": mark}))
+    (path / "c/0/0/1").unlink()
+    if said:
+        assert "chunk c/0/0/1 of " in damaged(path)
+    else:
+        whole(path)
+    whole(path, missing="fill")
+
+
+def test_missing_is_one_of_three_words(tmp_path):
+    path = stored(tmp_path / "a", numbered(4, 5, 6))
+    with pytest.raises(SettingError, match="missing must be one of auto, fill, error; got 'nan'"):
+        open_source(path, missing="nan")
+
+
 # --- files that are none
 
 
@@ -514,7 +598,7 @@ def test_a_chunk_behind_a_link_is_read(tmp_path, inside):
     target = path / "elsewhere" if inside else tmp_path / "elsewhere"
     file.rename(target)
     file.symlink_to(target)
-    np.testing.assert_array_equal(whole(path), data)
+    np.testing.assert_array_equal(whole(path, missing="error"), data)
 
 
 def test_a_chunk_that_links_to_itself_is_damaged(tmp_path):

@@ -24,7 +24,7 @@ from zarr.core.buffer.cpu import NDBuffer
 from volpatch.errors import SourceError
 from volpatch.storage import ome
 from volpatch.storage.chain import FileForm, file_form
-from volpatch.storage.chunks import check_file
+from volpatch.storage.chunks import AbsentChunk, check_file
 from volpatch.storage.source import SPATIAL, Layout, Source, axis_names, make_source
 
 _MAX_JSON_BYTES = 16 * 2**20
@@ -56,9 +56,10 @@ class ZarrReader:
     metadata_path: str
     version: int
     stamp: tuple[int, int]
+    missing: str
 
     def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
-        """Fill `out`; a chunk that cannot be decoded is named."""
+        """Fill `out`; a chunk that cannot be decoded, or must not be missing, is named."""
         array, form = _opened(self)
         if not os.path.exists(self.metadata_path):  # else each chunk would be "missing": zeros
             raise SourceError(f"{self.path} was there when it was opened, and is gone")
@@ -78,7 +79,14 @@ class ZarrReader:
         ]
         try:
             path = os.path.join(self.path, key)
-            check_file(path, inside, form, dense=False)
+            check_file(path, inside, form, dense=self.missing == "error")
+        except AbsentChunk as absent:
+            where = f"chunk {key}" if absent.place is None else f"chunk {absent.place} in {key}"
+            instead = f" ({absent.instead} is in its place)" if absent.instead else ""
+            raise SourceError(
+                f"{where} of {self.path} is missing{instead}; restore it, or read it as its fill "
+                f"value with missing='fill'"
+            ) from None
         except MemoryError:
             raise
         except Exception as error:  # decoders raise what they like
@@ -145,13 +153,13 @@ def is_zarr(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
-def open_zarr(path: str, *, level: int) -> Source:
+def open_zarr(path: str, *, level: int, missing: str) -> Source:
     """An array, or a level of an image, as a Source."""
     node = _read_node(path)
     if node.is_array:
         if level:
             raise SourceError(f"{path} is one array and has no level {level}; leave level at 0")
-        return _array_source(node, _given_by_parents(path))
+        return _array_source(node, _given_by_parents(path), missing)
     image = ome.parse(node.attributes, path)
     if image is None:
         raise _no_image(node)
@@ -164,8 +172,23 @@ def open_zarr(path: str, *, level: int) -> Source:
             f"{path} is incomplete: level {level} should be an array at {dataset.path!r}, "
             f"and there is none; restore it or choose another level"
         )
-    source = _array_source(inner, _OmeLevel(image, level))
+    source = _array_source(inner, _OmeLevel(image, level), missing)
     return replace(source, path=path, level=level, name=os.path.basename(path))
+
+
+def _is_complete(node: Node) -> bool:
+    """Whether an array, or a group up to three folders above, says that volpatch finished it."""
+    for _ in range(4):
+        if _mapping(node.attributes.get("volpatch")).get("complete") is True:
+            return True
+        parent = os.path.dirname(node.path)
+        if not is_zarr(parent):
+            return False
+        try:
+            node = _read_node(parent)
+        except SourceError:
+            return False  # the array itself is fine, and asked for by its own name
+    return False
 
 
 def _read_node(path: str) -> Node:
@@ -275,7 +298,7 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
             return unknown
         _form(node)
         values = np.empty(size)
-        reader = _reader(node)
+        reader = _reader(node, "fill")
         reader.read((slice(0, size),), values)
     except SourceError:
         return unknown
@@ -286,15 +309,17 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
     return spacing, float(values[0]), ome.normal_unit(node.attributes.get("units"))
 
 
-def _reader(node: Node) -> ZarrReader:
+def _reader(node: Node, missing: str) -> ZarrReader:
+    if missing == "auto":
+        missing = "error" if _is_complete(node) else "fill"
     status = os.stat(node.metadata_path)
     stamp = status.st_mtime_ns, status.st_size
-    return ZarrReader(node.path, node.metadata_path, node.version, stamp)
+    return ZarrReader(node.path, node.metadata_path, node.version, stamp, missing)
 
 
-def _array_source(node: Node, image: _OmeLevel | None) -> Source:
+def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
     _form(node)
-    reader = _reader(node)
+    reader = _reader(node, missing)
     try:
         array, _ = _opened(reader)
     except Exception as error:
