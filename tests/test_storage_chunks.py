@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 
+from volpatch import api, job
 from volpatch.errors import SettingError, SourceError
 from volpatch.storage.opening import open_source, open_volume
 
@@ -564,6 +565,32 @@ def test_missing_is_one_of_three_words(tmp_path):
     path = stored(tmp_path / "a", numbered(4, 5, 6))
     with pytest.raises(SettingError, match="missing must be one of auto, fill, error; got 'nan'"):
         open_source(path, missing="nan")
+    with pytest.raises(SettingError, match="missing must be one of"):
+        api.plan(open_source(path), missing="zero", patch=2)
+
+
+def test_a_run_takes_missing_and_a_job_keeps_it(tmp_path):
+    path = stored(tmp_path / "a", numbered(8, 10, 12))
+    (path / "c/1/0/1").unlink()
+    options = {"patch": 4, "memory_limit": "1GiB", "workers": 1}
+    with pytest.raises(SourceError, match=r"chunk c/1/0/1 of .* is missing"):
+        api.run("identity", path, tmp_path / "out", missing="error", **options)
+    assert not (tmp_path / "out").exists()
+    strict = open_volume(path, missing="error")
+    for source, given, kept in (
+        (path, {}, "fill"),
+        (path, {"missing": "error"}, "error"),
+        (strict, {}, "error"),
+        (strict, {"missing": "fill"}, "fill"),
+    ):
+        plan = api.plan(source, tmp_path / "out", func="identity", **given, **options)
+        saved = job.to_json(plan)
+        assert saved["options"]["missing"] == kept
+        if kept == "error":
+            with pytest.raises(SourceError, match="is missing"):
+                job.run_job(saved)
+    job.run_job(job.to_json(api.plan(path, tmp_path / "out", func="identity", **options)))
+    np.testing.assert_array_equal(whole(tmp_path / "out"), whole(path))
 
 
 # --- files that are none

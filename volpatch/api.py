@@ -23,7 +23,7 @@ from volpatch.layout import Layout, write_units
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
 from volpatch.planner import BACKENDS, Plan, Volume
 from volpatch.runner import RunReport, execute
-from volpatch.storage.opening import open_source, source_of
+from volpatch.storage.opening import missing_of, open_source, source_of, with_missing
 from volpatch.storage.puts import Durability, check_target
 from volpatch.storage.source import Source
 from volpatch.storage.target import TargetSpec
@@ -59,7 +59,7 @@ def plan(
         functions are saved with the plan.
     **options
         patch (default 64, or the axis where it is shorter), stride or overlap, window,
-        edge, batch_size, dtype, out_channels, roi, chunks, shards, codec, region,
+        edge, batch_size, dtype, out_channels, missing, roi, chunks, shards, codec, region,
         memory_limit, func_memory, workers, backend, …: see `volpatch.options`.
 
     Returns
@@ -74,7 +74,7 @@ def plan(
     GridError, SettingError, SourceError
         Something that cannot be.
     """
-    volume = as_source(source, level)
+    volume = as_source(source, level, options.get("missing", "auto"))
     draft = _draft(volume, target, _named(func), _named(finalize), options)
     return _fitted(draft)
 
@@ -141,7 +141,7 @@ def run(
         raise SettingError("give one of func and setup: the function, or what makes it")
     if durability not in ("full", "process"):
         raise SettingError(f"durability must be 'full' or 'process'; got {durability!r}")
-    volume = as_source(source, level)
+    volume = as_source(source, level, options.get("missing", "auto"))
     check_target(os.fspath(target), overwrite=overwrite, source_path=volume.path)
     function, final = _named(func), _named(finalize)
     for spec in (function, final):
@@ -173,12 +173,12 @@ def run(
     )
 
 
-def as_source(source: Any, level: int = 0) -> Source:
+def as_source(source: Any, level: int = 0, missing: str = "auto") -> Source:
     """The stored volume behind a path, or behind what `open_volume` returned."""
     if isinstance(source, Source):
-        return source
+        return with_missing(source, missing)
     if isinstance(source, str | os.PathLike):
-        return open_source(source, level=level)
+        return open_source(source, level=level, missing=missing)
     found = source_of(source) if hasattr(source, "encoding") else None
     if found is None:
         raise SourceError(
@@ -186,7 +186,7 @@ def as_source(source: Any, level: int = 0) -> Source:
             f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
             f"otherwise; use roi= for a part of a volume, or map_patches for an array"
         )
-    return found
+    return with_missing(found, missing)
 
 
 def _named(function: Function | None) -> Callable[..., Any] | FunctionSpec | None:
@@ -257,7 +257,11 @@ def _draft(
         func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
         calls=whole_counts(options.get("calls"), None, "calls"),
         free_disk=_free_disk(target),
-        words={"options": dict(options), "function": function, "finalize": finalize},
+        words={
+            "options": {**options, "missing": missing_of(source)},
+            "function": function,
+            "finalize": finalize,
+        },
     )
     target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
     return draft

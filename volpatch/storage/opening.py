@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from volpatch.errors import SettingError, SourceError
 from volpatch.storage import tiff_source, zarr_source
 from volpatch.storage.source import SPATIAL, Source
+from volpatch.storage.zarr_source import ZarrReader
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,6 +60,20 @@ def check_missing(missing: object) -> None:
     """Refuse what is none of the three words."""
     if missing not in MISSING:
         raise SettingError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+
+
+def with_missing(source: Source, missing: str) -> Source:
+    """The same volume, read so; "auto" leaves it as it was opened, as do kinds without chunks."""
+    check_missing(missing)
+    reader = source.reader
+    if missing == "auto" or not isinstance(reader, ZarrReader):
+        return source
+    return replace(source, reader=replace(reader, missing=missing))
+
+
+def missing_of(source: Source) -> str:
+    """What gives a volume that is read so again."""
+    return source.reader.missing if isinstance(source.reader, ZarrReader) else "auto"
 
 
 def _open_existing(path: str, level: int, missing: str) -> Source:
