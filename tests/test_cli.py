@@ -240,6 +240,23 @@ def test_info_tells_what_a_volume_is(ask):
     assert facts["levels"] == [[24, 30, 34]]
 
 
+def test_names_in_a_volume_cannot_write_to_the_terminal(ask, folder):
+    evil = "\x1b[2J\x07\n\u202e"
+    group = zarr.create_group(folder / "g")
+    group.create_array(f"a{evil}b", shape=(4, 5, 6), dtype="u1")
+    code, _, err = ask("info", "g")
+    assert code == 3
+    assert r"in it: a\x1b[2J\x07" in err
+    made = {"multiscales": [{"axes": [{"name": n} for n in "czyx"], "datasets": [{"path": "0"}]}]}
+    omero = {"channels": [{"label": evil}]}
+    image = zarr.create_group(folder / "i", attributes={"ome": {**made, "omero": omero}})
+    image.create_array("0", shape=(1, 4, 5, 6), dtype="u1")
+    code, out, _ = ask("info", "i")
+    assert code == 0
+    assert r"\x1b[2J\x07\n\u202e" in out
+    assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}
+
+
 def test_a_missing_chunk_can_be_refused(ask, folder, volume):
     array = zarr.create_array(
         folder / "in.zarr", shape=SHAPE, chunks=(8, 10, 12), dtype=volume.dtype

@@ -98,9 +98,16 @@ def execute(args: Sequence[str]) -> int:
 
 
 def _tell(message: str, details: str = "") -> None:
-    click.echo(f"volpatch: {' '.join(message.split())}", err=True)
+    click.echo(f"volpatch: {_printable(' '.join(message.split()))}", err=True)
     if details:
         click.echo(details, err=True)
+
+
+def _printable(line: str) -> str:
+    """Names in a volume may hold what moves the cursor or hides a line; show it as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+    )
 
 
 def _end(code: int, message: str) -> NoReturn:
@@ -438,4 +445,4 @@ def _info_text(facts: dict[str, Any]) -> str:
     if len(facts["levels"]) > 1:
         shapes = "; ".join(f"{n}: {times(s)}" for n, s in enumerate(facts["levels"]))
         lines.append(f"levels    {shapes}")
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
