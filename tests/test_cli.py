@@ -151,8 +151,8 @@ def test_options_reach_python_as_python_would_write_them(ask, monkeypatch):
         "--offset 1 --batch-size 4 --dtype float32 --out-channels 2 --input-dtype uint8 "
         "--fill nan --pad-mode edge --pad-value -1.5 --chunks 16,32,32 --shards 64 --codec lz4 "
         "--region 128 --memory-limit 2GiB --func-memory 10MB --workers 3 --backend processes "
-        "--calls 2 --channel-axis c --roi z=0:64 --level 1 --apply gaussian --param sigma=1.5 "
-        "--finalize functions.py:labels"
+        "--calls 2 --channel-axis c --roi z=0:64 --level 1 --missing fill "
+        "--apply gaussian --param sigma=1.5 --finalize functions.py:labels"
     )
     assert ask("plan", "in.tif", *text.split())[0] == 1
     fill = seen.pop("fill")
@@ -186,6 +186,7 @@ def test_options_reach_python_as_python_would_write_them(ask, monkeypatch):
         "backend": "processes",
         "calls": 2,
         "channel_axis": "c",
+        "missing": "fill",
         "roi": "z=0:64",
     }
 
@@ -237,6 +238,38 @@ def test_info_tells_what_a_volume_is(ask):
     assert facts["shape"] == {"z": 24, "y": 30, "x": 34}
     assert facts["bytes"] == 2 * 24 * 30 * 34
     assert facts["levels"] == [[24, 30, 34]]
+
+
+def test_names_in_a_volume_cannot_write_to_the_terminal(ask, folder):
+    evil = "\x1b[2J\x07\n\u202e"
+    group = zarr.create_group(folder / "g")
+    group.create_array(f"a{evil}b", shape=(4, 5, 6), dtype="u1")
+    code, _, err = ask("info", "g")
+    assert code == 3
+    assert r"in it: a\x1b[2J\x07" in err
+    made = {"multiscales": [{"axes": [{"name": n} for n in "czyx"], "datasets": [{"path": "0"}]}]}
+    omero = {"channels": [{"label": evil}]}
+    image = zarr.create_group(folder / "i", attributes={"ome": {**made, "omero": omero}})
+    image.create_array("0", shape=(1, 4, 5, 6), dtype="u1")
+    code, out, _ = ask("info", "i")
+    assert code == 0
+    assert r"\x1b[2J\x07\n\u202e" in out
+    assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}
+
+
+def test_a_missing_chunk_can_be_refused(ask, folder, volume):
+    array = zarr.create_array(
+        folder / "in.zarr", shape=SHAPE, chunks=(8, 10, 12), dtype=volume.dtype
+    )
+    array[...] = volume
+    (folder / "in.zarr/c/1/0/2").unlink()
+    args = ("in.zarr", "out.zarr", "--apply", "identity", "--patch", 16, "--progress", "none")
+    code, _, err = ask("run", *args, "--missing", "error")
+    assert code == 4
+    assert "chunk c/1/0/2 of " in err
+    assert not (folder / "out.zarr").exists()
+    assert ask("run", *args, "--overwrite")[0] == 0
+    assert not stored(folder / "out.zarr")[8:16, :10, 24:].any()
 
 
 def test_info_of_an_output_says_that_it_is_ome_zarr(ask):

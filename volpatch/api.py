@@ -50,7 +50,7 @@ def plan(
         functions are saved with the plan.
     **options
         patch (default 64, or the axis where it is shorter), stride or overlap, window,
-        edge, batch_size, dtype, out_channels, roi, chunks, shards, codec, region,
+        edge, batch_size, dtype, out_channels, missing, roi, chunks, shards, codec, region,
         memory_limit, func_memory, workers, backend, …: see `volpatch.options`.
 
     Returns
@@ -65,7 +65,7 @@ def plan(
     GridError, SettingError, SourceError
         Something that cannot be.
     """
-    volume = as_source(source, level)
+    volume = as_source(source, level, options.get("missing", "auto"))
     draft = make_draft(volume, target, named(func), named(finalize), options)
     return fitted(draft)
 
@@ -190,7 +190,7 @@ def make_request(
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise SettingError(f"retries must be a whole number from 0 on; got {retries!r}")
     Progress(0, more.get("progress", "none"))  # refuses a mode that there is not
-    volume = as_source(source, level)
+    volume = as_source(source, level, options.get("missing", "auto"))
     check_target(os.fspath(target), overwrite=True, source_path=volume.path, exists=False)
     function, final = named(func), named(finalize)
     for spec in (function, final):
@@ -227,7 +227,7 @@ def run_job(
         overwrite, part, retries, fail_fast, durability, progress, announce: see `run`.
     """
     job = jobs.load(job) if isinstance(job, str | os.PathLike) else job
-    source = as_source(job["source"], job["level"])
+    source = as_source(job["source"], job["level"], job["options"].get("missing", "auto"))
     planned = (tuple(job["source_shape"]), job["source_dtype"])
     if (source.shape, str(source.dtype)) != planned:
         raise SourceError(

@@ -101,7 +101,9 @@ def execute(args: Sequence[str]) -> int:
 
 
 def _tell(message: str, details: str = "") -> None:
-    click.echo(f"volpatch: {' '.join(message.split())}", err=True)
+    from volpatch.forms import printable
+
+    click.echo(f"volpatch: {printable(' '.join(message.split()))}", err=True)
     if details:
         click.echo(details, err=True)
 

@@ -116,7 +116,12 @@ GRID: OptionTable = {
     ],
     "Volume": [
         ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
-        ("--level", "N", "Resolution, where there are several; 0 is the finest.  [0]"),
+        ("--level", "N", "Resolution, if several; 0 is the finest.  [0]"),
+        (
+            "--missing",
+            "auto|fill|error",
+            "A chunk that is not stored: its fill value, or an error.  [error if volpatch made it]",
+        ),
         ("--fingerprint", "sample|full", "Look at 1,000 of its files, or at all.  [sample]"),
     ],
 }

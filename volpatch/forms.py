@@ -47,6 +47,13 @@ def show_bytes(number: float) -> str:
     return f"{number / 1024**power:.{1 if number / 1024**power < 100 else 0}f} {' KMGTP'[power]}iB"
 
 
+def printable(line: str) -> str:
+    """Names in a volume may hold what moves the cursor or hides a line; show it as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+    )
+
+
 def show_numbers(numbers: Iterable[int], most: int | None = None) -> str:
     """Rising numbers in the form that `--array` of a batch system takes, ranges joined.
 

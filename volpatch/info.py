@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from volpatch.errors import SourceError
-from volpatch.forms import show_bytes
+from volpatch.forms import printable, show_bytes
 from volpatch.storage.opening import open_source
 from volpatch.storage.source import Source
 
@@ -81,4 +81,4 @@ def info_text(facts: dict[str, Any]) -> str:
     if len(facts["levels"]) > 1:
         shapes = "; ".join(f"{n}: {times(s)}" for n, s in enumerate(facts["levels"]))
         lines.append(f"levels    {shapes}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

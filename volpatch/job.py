@@ -68,6 +68,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "nan": recipe.nan,
         "reduce": recipe.reduce,
         "channel_axis": None if layout.channel is None else layout.dims[layout.channel],
+        "missing": plan.words["options"].get("missing", "auto"),
         "roi": ",".join(f"{d}={a}:{b}" for d, a, b in bounds),
         "chunks": named(plan.chunks),
         "shards": named(plan.shards),

@@ -48,6 +48,7 @@ class JobOptions(BlendOptions, total=False):
 
     patch: Sizes | None  # default 64, or the axis where it is shorter
     channel_axis: int | str | None  # handed whole to the function
+    missing: str  # chunks that are not stored: "auto" (default), "fill", "error"
     roi: Any  # part of the result that is wanted: "z=0:64", slices, a mapping
     chunks: Sizes | None  # of the output
     shards: Sizes | None  # of the output, multiples of its chunks

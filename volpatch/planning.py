@@ -19,7 +19,7 @@ from volpatch.geometry import per_axis
 from volpatch.layout import Layout, write_units
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
 from volpatch.planner import BACKENDS, Plan, Volume
-from volpatch.storage.opening import open_source, source_of
+from volpatch.storage.opening import missing_of, open_source, source_of, with_missing
 from volpatch.storage.source import Source
 from volpatch.storage.target import TargetSpec
 
@@ -27,12 +27,12 @@ Function = Callable[..., Any] | FunctionSpec | str
 DEFAULT_PATCH = 64
 
 
-def as_source(source: Any, level: int = 0) -> Source:
+def as_source(source: Any, level: int = 0, missing: str = "auto") -> Source:
     """The stored volume behind a path, or behind what `open_volume` returned."""
     if isinstance(source, Source):
-        return source
+        return with_missing(source, missing)
     if isinstance(source, str | os.PathLike):
-        return open_source(source, level=level)
+        return open_source(source, level=level, missing=missing)
     found = source_of(source) if hasattr(source, "encoding") else None
     if found is None:
         raise SourceError(
@@ -40,7 +40,7 @@ def as_source(source: Any, level: int = 0) -> Source:
             f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
             f"otherwise; use roi= for a part of a volume, or map_patches for an array"
         )
-    return found
+    return with_missing(found, missing)
 
 
 def named(function: Function | None) -> Callable[..., Any] | FunctionSpec | None:
@@ -111,7 +111,11 @@ def make_draft(
         func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
         calls=whole_counts(options.get("calls"), None, "calls"),
         free_disk=_free_disk(target),
-        words={"options": dict(options), "function": function, "finalize": finalize},
+        words={
+            "options": {**options, "missing": missing_of(source)},
+            "function": function,
+            "finalize": finalize,
+        },
     )
     target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
     return draft

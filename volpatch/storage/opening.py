@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from volpatch.errors import SettingError, SourceError
 from volpatch.storage import tiff_source, zarr_source
 from volpatch.storage.source import SPATIAL, Source
+from volpatch.storage.zarr_source import ZarrReader
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,7 +23,10 @@ _DASK_CHUNK_BYTES = 64 * 2**20
 _ENCODING_KEY = "volpatch_source"
 
 
-def open_source(path: str | os.PathLike[str], *, level: int = 0) -> Source:
+MISSING = ("auto", "fill", "error")
+
+
+def open_source(path: str | os.PathLike[str], *, level: int = 0, missing: str = "auto") -> Source:
     """Look at a volume on disk without reading any of its voxels.
 
     Parameters
@@ -30,6 +35,10 @@ def open_source(path: str | os.PathLike[str], *, level: int = 0) -> Source:
         A Zarr array, an OME-Zarr image, a TIFF file or a folder of TIFF slices.
     level : int
         Which resolution, where there are several; 0 is the finest.
+    missing : {"auto", "fill", "error"}
+        What a chunk of a Zarr array that is not stored is: its fill value, or an error once
+        a box that touches it is read. "auto" takes outputs of volpatch, which store every
+        chunk, by "error", and all others by "fill".
 
     Raises
     ------
@@ -39,35 +48,60 @@ def open_source(path: str | os.PathLike[str], *, level: int = 0) -> Source:
     given = os.fspath(path)
     if isinstance(level, bool) or not isinstance(level, int) or level < 0:
         raise SettingError(f"level must be a whole number from 0, got {level!r}")
+    check_missing(missing)
     if "://" in given or "::" in given:
         raise SourceError(f"{given!r} is a URL; volpatch reads local paths: copy or mount it")
     if not given or "\0" in given or not os.path.exists(given):
         raise SourceError(f"no such volume: {given!r} (looked for in {os.getcwd()!r})")
-    return _open_existing(os.path.abspath(given), level)
+    return _open_existing(os.path.abspath(given), level, missing)
 
 
-def _open_existing(path: str, level: int) -> Source:
+def check_missing(missing: object) -> None:
+    """Refuse what is none of the three words."""
+    if missing not in MISSING:
+        raise SettingError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+
+
+def with_missing(source: Source, missing: str) -> Source:
+    """The same volume, read so; "auto" leaves it as it was opened, as do kinds without chunks."""
+    check_missing(missing)
+    reader = source.reader
+    if missing == "auto" or not isinstance(reader, ZarrReader):
+        return source
+    return replace(source, reader=replace(reader, missing=missing))
+
+
+def missing_of(source: Source) -> str:
+    """What gives a volume that is read so again."""
+    return source.reader.missing if isinstance(source.reader, ZarrReader) else "auto"
+
+
+def _open_existing(path: str, level: int, missing: str) -> Source:
     try:
         if os.path.isdir(path):
             if zarr_source.is_zarr(path):
-                return zarr_source.open_zarr(path, level=level)
+                return zarr_source.open_zarr(path, level=level, missing=missing)
             return tiff_source.open_folder(path, level=level)
         if os.path.isfile(path) and path.lower().endswith(tiff_source.SUFFIXES):
             return tiff_source.open_tiff(path, level=level)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise SourceError(f"metadata of {path} is damaged: it is nested too deeply") from error
     raise SourceError(
         f"{path} is not a kind volpatch reads "
         f"(Zarr, OME-Zarr, TIFF stack, folder of TIFF slices); convert it to one of them"
     )
 
 
-def open_volume(path: str | os.PathLike[str], *, level: int = 0) -> xr.DataArray:
+def open_volume(
+    path: str | os.PathLike[str], *, level: int = 0, missing: str = "auto"
+) -> xr.DataArray:
     """Open a volume on disk as a lazy, dask-backed DataArray with physical coordinates.
 
     Parameters
     ----------
-    path, level
+    path, level, missing
         As in `open_source`.
 
     Returns
@@ -80,7 +114,7 @@ def open_volume(path: str | os.PathLike[str], *, level: int = 0) -> xr.DataArray
     import xarray as xr
     from dask.base import tokenize
 
-    source = open_source(path, level=level)
+    source = open_source(path, level=level, missing=missing)
     data = da.from_array(  # type: ignore[no-untyped-call]
         source,
         chunks=dask_chunks(source),

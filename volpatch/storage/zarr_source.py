@@ -23,21 +23,13 @@ from zarr.core.buffer.cpu import NDBuffer
 
 from volpatch.errors import SourceError
 from volpatch.storage import ome
-from volpatch.storage.source import SPATIAL, Layout, Source, axis_names, check_dtype, make_source
+from volpatch.storage.chain import FileForm, file_form
+from volpatch.storage.chunks import AbsentChunk, check_file
+from volpatch.storage.puts import patiently
+from volpatch.storage.source import SPATIAL, Layout, Source, axis_names, make_source
 
 _MAX_JSON_BYTES = 16 * 2**20
-_MAX_CHUNK_BYTES = 2**40
 _LISTED = 10
-# Those that only move numbers: pickle, json2 and the like would build objects from the file.
-_CODECS = frozenset(
-    {
-        *("bytes", "endian", "transpose", "sharding_indexed", "crc32c", "crc32"),
-        *("adler32", "fletcher32", "jenkins_lookup3", "blosc", "zstd", "gzip"),
-        *("zlib", "bz2", "lz4", "lzma", "shuffle", "delta"),
-        *("fixedscaleoffset", "scale_offset", "quantize", "bitround", "astype", "cast_value"),
-        *("packbits", "pcodec", "zfpy"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -65,18 +57,64 @@ class ZarrReader:
     metadata_path: str
     version: int
     stamp: tuple[int, int]
+    missing: str
 
     def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
-        """Fill `out`; a chunk that cannot be decoded is named."""
-        array = _opened(self)
+        """Fill `out`; a chunk that cannot be decoded, or must not be missing, is named."""
+        array, form = _opened(self)
         if not os.path.exists(self.metadata_path):  # else each chunk would be "missing": zeros
             raise SourceError(f"{self.path} was there when it was opened, and is gone")
+        for box, key in _touched(array, form, selection):
+            self._check(key, box, form)
         try:
-            _fill(array, self, selection, out)
+            patiently(lambda: _fill(array, selection, out))
         except MemoryError:
             raise
         except Exception as error:
-            raise _culprit(array, self, selection, error) from error
+            raise self._culprit(array, form, selection, error) from error
+
+    def _check(self, key: str, box: Sequence[slice], form: FileForm) -> None:
+        inside = [
+            slice(one.start % edge, one.start % edge + one.stop - one.start)
+            for one, edge in zip(box, form.shape, strict=True)
+        ]
+        try:
+            path = os.path.join(self.path, key)
+            check_file(path, inside, form, dense=self.missing == "error")
+        except AbsentChunk as absent:
+            where = f"chunk {key}" if absent.place is None else f"chunk {absent.place} in {key}"
+            instead = f" ({absent.instead} is in its place)" if absent.instead else ""
+            raise SourceError(
+                f"{where} of {self.path} is missing{instead}; restore it, or read it as its fill "
+                f"value with missing='fill'"
+            ) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise what they like
+            raise self._damaged(key, error) from error
+
+    def _culprit(
+        self,
+        array: zarr.Array[Any],
+        form: FileForm,
+        selection: tuple[slice, ...],
+        error: Exception,
+    ) -> SourceError:
+        """What to raise after a failed read: read again, file by file, to find the bad one."""
+        for box, key in _touched(array, form, selection):
+            part = np.empty([one.stop - one.start for one in box], array.dtype.newbyteorder("="))
+            try:
+                _fill(array, box, part)
+            except Exception as found:
+                return self._damaged(key, found)
+        return SourceError(f"{self.path} could not be read, then it could: {error}; try again")
+
+    def _damaged(self, key: str, error: Exception) -> SourceError:
+        said = str(error) or type(error).__name__
+        return SourceError(
+            f"chunk {key} of {self.path} is damaged: {said}; "
+            f"restore the file or the whole volume from a copy"
+        )
 
     @property
     def metadata_files(self) -> tuple[str, ...]:
@@ -86,18 +124,18 @@ class ZarrReader:
     @property
     def n_files(self) -> int:
         """Shards, else chunks."""
-        return math.prod(_objects_grid(_opened(self)))
+        return math.prod(_objects_grid(_opened(self)[0]))
 
     def file(self, number: int) -> str:
         """The file of one shard or chunk, in C order."""
-        array = _opened(self)
+        array, _ = _opened(self)
         place = np.unravel_index(number, _objects_grid(array))
         key = array.metadata.encode_chunk_key(tuple(int(i) for i in place))
         return os.path.join(self.path, key)
 
     def file_box(self, number: int) -> tuple[slice, ...]:
         """The box of one shard or chunk."""
-        array = _opened(self)
+        array, _ = _opened(self)
         place = np.unravel_index(number, _objects_grid(array))
         edges = array.shards or array.chunks
         starts = [int(i) * edge for i, edge in zip(place, edges, strict=True)]
@@ -105,9 +143,10 @@ class ZarrReader:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(reader: ZarrReader) -> zarr.Array[Any]:
+def _opened(reader: ZarrReader) -> tuple[zarr.Array[Any], FileForm]:
     version: Any = reader.version
-    return zarr.open_array(reader.path, mode="r", zarr_format=version)
+    form = _form(_read_node(reader.path))
+    return zarr.open_array(reader.path, mode="r", zarr_format=version), form
 
 
 def _objects_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
@@ -115,71 +154,28 @@ def _objects_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
     return tuple(-(-n // edge) for n, edge in zip(array.shape, edges, strict=True))
 
 
-def _fill(
-    array: zarr.Array[Any],
-    reader: ZarrReader,
-    selection: tuple[slice, ...],
-    out: NDArray[Any],
-) -> None:
-    if _ends_in_blosc(array):
-        for _, key in _touched(array, selection):
-            _check_blosc(os.path.join(reader.path, key))
+def _form(node: Node) -> FileForm:
+    return file_form(node.path, node.version, node.content)
+
+
+def _fill(array: zarr.Array[Any], selection: tuple[slice, ...], out: NDArray[Any]) -> None:
     array.get_basic_selection(selection, out=NDBuffer.from_numpy_array(out))
 
 
-def _culprit(
-    array: zarr.Array[Any],
-    reader: ZarrReader,
-    selection: tuple[slice, ...],
-    error: Exception,
-) -> SourceError:
-    """What to raise after a failed read: read again, file by file, to find the bad one."""
-    for box, key in _touched(array, selection):
-        part = np.empty([one.stop - one.start for one in box], array.dtype.newbyteorder("="))
-        try:
-            _fill(array, reader, box, part)
-        except Exception as found:
-            said = str(found) or type(found).__name__
-            return SourceError(
-                f"chunk {key} of {reader.path} is damaged: {said}; "
-                f"restore the file or the whole volume from a copy"
-            )
-    return SourceError(f"{reader.path} could not be read, then it could: {error}; try again")
-
-
 def _touched(
-    array: zarr.Array[Any], selection: Sequence[slice]
+    array: zarr.Array[Any], form: FileForm, selection: Sequence[slice]
 ) -> Iterator[tuple[tuple[slice, ...], str]]:
     """The files (shards, else chunks) that a box touches: the part of the box in each, its key."""
-    edges = array.shards or array.chunks
     spans = [
         range(one.start // edge, -(-one.stop // edge))
-        for one, edge in zip(selection, edges, strict=True)
+        for one, edge in zip(selection, form.shape, strict=True)
     ]
     for place in itertools.product(*spans):
         box = tuple(
             slice(max(one.start, index * edge), min(one.stop, (index + 1) * edge))
-            for one, index, edge in zip(selection, place, edges, strict=True)
+            for one, index, edge in zip(selection, place, form.shape, strict=True)
         )
         yield box, array.metadata.encode_chunk_key(place)
-
-
-def _ends_in_blosc(array: zarr.Array[Any]) -> bool:
-    last = array.compressors[-1] if array.compressors else None
-    return array.shards is None and "blosc" in type(last).__name__.lower()
-
-
-def _check_blosc(path: str) -> None:
-    """Raise if a chunk is not as long as its header says: decoding it could crash Python."""
-    try:
-        with open(path, "rb") as file:
-            header = file.read(16)
-            length = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        return  # not written: all fill value
-    expected = int.from_bytes(header[12:16], "little")
-    if len(header) < 16 or expected != length:
-        raise ValueError(f"it has {length} bytes, its Blosc header says {expected}")
 
 
 def is_zarr(path: str) -> bool:
@@ -188,13 +184,13 @@ def is_zarr(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
-def open_zarr(path: str, *, level: int) -> Source:
+def open_zarr(path: str, *, level: int, missing: str) -> Source:
     """An array, or a level of an image, as a Source."""
     node = _read_node(path)
     if node.is_array:
         if level:
             raise SourceError(f"{path} is one array and has no level {level}; leave level at 0")
-        return _array_source(node, _given_by_parents(path))
+        return _array_source(node, _given_by_parents(path), missing)
     image = ome.parse(node.attributes, path)
     if image is None:
         raise _no_image(node)
@@ -207,8 +203,23 @@ def open_zarr(path: str, *, level: int) -> Source:
             f"{path} is incomplete: level {level} should be an array at {dataset.path!r}, "
             f"and there is none; restore it or choose another level"
         )
-    source = _array_source(inner, _OmeLevel(image, level))
+    source = _array_source(inner, _OmeLevel(image, level), missing)
     return replace(source, path=path, level=level, name=os.path.basename(path))
+
+
+def _is_complete(node: Node) -> bool:
+    """Whether an array, or a group up to three folders above, says that volpatch finished it."""
+    for _ in range(4):
+        if _mapping(node.attributes.get("volpatch")).get("complete") is True:
+            return True
+        parent = os.path.dirname(node.path)
+        if not is_zarr(parent):
+            return False
+        try:
+            node = _read_node(parent)
+        except SourceError:
+            return False  # the array itself is fine, and asked for by its own name
+    return False
 
 
 def _read_node(path: str) -> Node:
@@ -237,6 +248,8 @@ def _read_json(path: str, *, missing_ok: bool = False) -> Mapping[str, Any]:
     folder, name = os.path.split(path)
     if missing_ok and not os.path.exists(path):
         return {}
+    if not os.path.isfile(path):  # opening a FIFO could wait for ever
+        raise SourceError(f"metadata of {folder} is damaged ({name} is no file); restore the file")
     size = os.path.getsize(path)
     why = f"{name} has {size} bytes"
     if size <= _MAX_JSON_BYTES:
@@ -314,9 +327,9 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
         node = _read_node(path)
         if not node.is_array or node.content.get("shape") != [size] or size < 2:
             return unknown
-        _check_array(node)
+        _form(node)
         values = np.empty(size)
-        reader = _reader(node)
+        reader = _reader(node, "fill")
         reader.read((slice(0, size),), values)
     except SourceError:
         return unknown
@@ -327,18 +340,19 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
     return spacing, float(values[0]), ome.normal_unit(node.attributes.get("units"))
 
 
-def _reader(node: Node) -> ZarrReader:
+def _reader(node: Node, missing: str) -> ZarrReader:
+    if missing == "auto":
+        missing = "error" if _is_complete(node) else "fill"
     status = os.stat(node.metadata_path)
-    return ZarrReader(
-        node.path, node.metadata_path, node.version, (status.st_mtime_ns, status.st_size)
-    )
+    stamp = status.st_mtime_ns, status.st_size
+    return ZarrReader(node.path, node.metadata_path, node.version, stamp, missing)
 
 
-def _array_source(node: Node, image: _OmeLevel | None) -> Source:
-    _check_array(node)
-    reader = _reader(node)
+def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
+    _form(node)
+    reader = _reader(node, missing)
     try:
-        array = _opened(reader)
+        array, _ = _opened(reader)
     except Exception as error:
         raise SourceError(
             f"metadata of {node.path} is damaged, or of a kind zarr cannot read: {error}"
@@ -381,84 +395,6 @@ def _own_names(node: Node, ndim: int) -> tuple[str | None, ...]:
     if not named or not all(isinstance(name, str) for name in found or ()):
         return (None,) * ndim
     return tuple(found or ())
-
-
-def _check_array(node: Node) -> None:
-    """Refuse what must not reach zarr: objects, unknown codecs, impossible shapes."""
-    content = node.content
-    dtype = _dtype(content.get("dtype" if node.version == 2 else "data_type"))
-    check_dtype(dtype, node.path)
-    for name in _codec_names(node):
-        plain = name.lower().removeprefix("numcodecs.")
-        if plain not in _CODECS and not plain.startswith("imagecodecs_"):
-            raise SourceError(
-                f"{node.path} is compressed with {name!r}, which volpatch does not read; "
-                f"write it again with zstd, gzip, lz4 or blosc"
-            )
-    shape = content.get("shape")
-    if not _are_sizes(shape, least=0) or math.prod(shape or ()) > 2**62:
-        raise SourceError(f"metadata of {node.path} is damaged: its shape is {shape!r}")
-    for chunk in _chunk_shapes(node):
-        if not _are_sizes(chunk, least=1) or len(chunk) != len(shape or ()):
-            raise SourceError(
-                f"metadata of {node.path} is damaged: chunks of {chunk!r} in a shape of {shape!r}"
-            )
-        if math.prod(chunk) * np.dtype(dtype).itemsize > _MAX_CHUNK_BYTES:
-            raise SourceError(
-                f"{node.path} has chunks of {chunk} voxels, too big to be decoded; "
-                f"write it again with smaller ones"
-            )
-
-
-def _dtype(found: object) -> np.dtype[Any] | str:
-    if not isinstance(found, str):
-        return repr(found)
-    try:
-        return np.dtype(found)
-    except TypeError:
-        return found
-
-
-def _are_sizes(found: object, *, least: int) -> bool:
-    if not isinstance(found, list):
-        return False
-    return all(type(size) is int and size >= least for size in found)
-
-
-def _chunk_shapes(node: Node) -> list[Any]:
-    if node.version == 2:
-        return [node.content.get("chunks")]
-    grid = _mapping(node.content.get("chunk_grid"))
-    if grid.get("name", "regular") != "regular":
-        raise SourceError(
-            f"{node.path} has chunks of varying size ({grid.get('name')!r}), which volpatch "
-            f"does not read; write it again with a regular grid"
-        )
-    shapes = [_mapping(grid.get("configuration")).get("chunk_shape")]
-    shapes += [
-        _mapping(codec.get("configuration")).get("chunk_shape")
-        for codec in _walk_codecs(node.content.get("codecs"))
-        if codec.get("name") == "sharding_indexed"
-    ]
-    return shapes
-
-
-def _walk_codecs(found: object) -> Iterator[Mapping[str, Any]]:
-    """Every codec of a v3 array, those inside shards included."""
-    for codec in found if isinstance(found, list) else ():
-        plain = {"name": codec} if isinstance(codec, str) else _mapping(codec)
-        yield plain
-        configuration = _mapping(plain.get("configuration"))
-        for inner in ("codecs", "index_codecs"):
-            yield from _walk_codecs(configuration.get(inner))
-
-
-def _codec_names(node: Node) -> list[str]:
-    if node.version == 3:
-        return [str(codec.get("name")) for codec in _walk_codecs(node.content.get("codecs"))]
-    compressor, filters = node.content.get("compressor"), node.content.get("filters")
-    used = [compressor, *(filters if isinstance(filters, list) else [filters])]
-    return [str(_mapping(codec).get("id")) for codec in used if codec is not None]
 
 
 def _levels(path: str, image: ome.Image) -> str:
