@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -66,10 +67,8 @@ def finish(process):
 
 def kill(process):
     """End a process and all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
 
 
@@ -115,11 +114,9 @@ def gaps(folder, target):
         ]
         lacking = [p for p in product(*ranges) if np.ravel_multi_index(p, grid) not in there]
         if lacking:
-            low = [min(axis) * u for axis, u in zip(zip(*lacking, strict=True), unit, strict=True)]
-            high = [
-                (max(axis) + 1) * u
-                for axis, u in zip(zip(*lacking, strict=True), unit, strict=True)
-            ]
+            spans = list(zip(zip(*lacking, strict=True), unit, strict=True))
+            low = [min(axis) * u for axis, u in spans]
+            high = [(max(axis) + 1) * u for axis, u in spans]
             boxes.append((low, high))
     return boxes
 
