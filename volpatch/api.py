@@ -252,13 +252,22 @@ def run_job(
     )
 
 
-def retry(target: str | os.PathLike[str], **how: Any) -> RunReport:
+def retry(
+    target: str | os.PathLike[str],
+    func: Function | None = None,
+    *,
+    setup: Callable[[], Callable[..., Any]] | None = None,
+    finalize: Function | None = None,
+    **how: Any,
+) -> RunReport:
     """Compute again what failed in an output, or what is no longer as it was written.
 
     Parameters
     ----------
     target : path
         What `run` was given; or a finished output, also under another name.
+    func, setup, finalize : optional
+        Those that the run was given, where they were objects; what has a name is known.
     **how
         retries, fail_fast, durability, progress, announce, workers, memory_limit, backend:
         see `run`.
@@ -273,30 +282,42 @@ def retry(target: str | os.PathLike[str], **how: Any) -> RunReport:
         There is nothing to mend; or the function, the input or another thing is no longer
         what the output was made of.
     SettingError
-        The run was given functions as objects, not by name.
+        A function is needed that was given as an object.
     IncompleteError
         Some regions failed again, or there are others that were never computed.
     """
     place = find(target)
-    job = place.file.job
-    if job is None or job["function"] is None:
+    job, made_of = place.file.job, place.file.identity
+    if job is None:
         raise SettingError(
-            f"{str(place.target)!r} was made with functions (or masks) given as objects, so they "
-            f"are not known here; call volpatch.run again with the same ones, which goes on"
+            f"{str(place.target)!r} was made with a mask or a window that is an object, so the "
+            f"run cannot be repeated from its records; call volpatch.run as before, which goes on"
         )
+    given = {"function": func, "setup": setup, "finalize": finalize}
+    for name in ("function", "finalize"):
+        if given[name] is None and job[name] is not None:
+            given[name] = FunctionSpec.from_json(job[name])
+    for name, value in given.items():
+        if value is None and made_of[name] is not None:
+            word = "func" if name == "function" else name
+            raise SettingError(
+                f"{str(place.target)!r} was made with a {name} given as an object, "
+                f"{made_of[name]['target']}; pass the same one to volpatch.retry as {word}="
+            )
     options = {**job["options"], "region": None, "memory_limit": None, "workers": None}
     options.update({name: how.pop(name) for name in _HERE if name in how})
-    finalize = job["finalize"]
     request = make_request(
-        FunctionSpec.from_json(job["function"]),
+        given["function"],
         job["source"],
         target,
         level=job["level"],
-        finalize=None if finalize is None else FunctionSpec.from_json(finalize),
+        setup=setup,
+        finalize=given["finalize"],
         options=options,  # type: ignore[arg-type]
         **how,
     )
     return mend(request, place)
 
 
+# of resources, those that may be other ones when a run goes on
 _HERE = ("workers", "memory_limit", "backend")

@@ -21,6 +21,7 @@ import numpy as np
 from volpatch import job as jobs
 from volpatch import machine
 from volpatch.errors import IncompleteError, RunError, SettingError, TargetError
+from volpatch.functions import FunctionSpec
 from volpatch.identity import identity
 from volpatch.inputs import (
     Looks,
@@ -110,7 +111,7 @@ class Request:
             "resident": trial.resident,
             "input": looks,
         }
-        file = PlanFile(words, layout, _job_words(plan, functions))
+        file = PlanFile(words, layout, _job_words(plan))
         return Settled(plan, spec, file, looks)
 
 
@@ -137,15 +138,20 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, np.dtype) else value
 
 
-def _job_words(plan: Plan, functions: Functions) -> dict[str, Any] | None:
-    """The words that repeat the run; None where it was given objects that have no name."""
-    if functions.setup is not None:
-        return None
+def _job_words(plan: Plan) -> dict[str, Any] | None:
+    """The words that repeat the run, without functions that were given as objects.
+
+    None where other things that have no name are among them, such as a mask in memory.
+    """
+    words = dict(plan.words)
+    for name in ("function", "finalize"):
+        if not isinstance(words[name], FunctionSpec):
+            words[name] = None
     try:
-        words = jobs.to_json(plan)
+        found = jobs.to_json(replace(plan, words=words))
     except SettingError:
         return None
-    return {name: value for name, value in words.items() if name != "figures"}
+    return {name: value for name, value in found.items() if name != "figures"}
 
 
 def _known(draft: Plan, file: PlanFile) -> Trial:
