@@ -139,7 +139,7 @@ class WorkTree:
         with self.unused():
             self.discard()
         self.begin(overwrite=overwrite)
-        self.put_metadata(spec)
+        self.put_metadata(spec, {"complete": True})  # which it is when it is seen under its name
 
     def begin(self, *, overwrite: bool) -> None:
         """Make the folders, or those that are missing; several processes may do so at once.
