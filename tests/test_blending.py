@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask.array
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -251,6 +252,39 @@ def test_batch_size_does_not_change_the_bits(size, window):
     single = map_patches(lambda p: np.sqrt(p), volume, 8, stride=3, window=window)
     got = map_patches(lambda p: np.sqrt(p), volume, 8, stride=3, window=window, batch_size=size)
     np.testing.assert_array_equal(got, single)
+
+
+@given(problems(), st.sampled_from(["hann", "crop", "constant"]), st.integers(2, 5))
+def test_the_number_of_threads_does_not_change_the_bits(grid, window, workers):
+    volume = distinct(grid.shape)
+    options = {"stride": grid.stride, "window": window, "edge": grid.edge}
+
+    def function(patch):
+        return patch * np.float32(0.7) + patch.flat[0]
+
+    alone = map_patches(function, volume, grid.patch, **options)
+    together = map_patches(function, volume, grid.patch, workers=workers, **options)
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_failure_in_one_of_several_threads_is_the_failure():
+    volume = np.zeros((64, 8, 8), "float32")
+    volume[60, 4, 4] = 1
+
+    def fail(patch):
+        if patch.max() == 1:
+            raise ValueError("bright")
+        return patch
+
+    with pytest.raises(
+        FunctionError, match=r"raised ValueError on patch \(14, 0, 0\).*bright"
+    ):
+        map_patches(fail, volume, 8, workers=3)
+    with pytest.raises(SettingError, match=r"workers must be a whole number of at least 1"):
+        map_patches(fail, volume, 8, workers=0)
+    lazy = dask.array.from_array(volume)
+    with pytest.raises(SettingError, match=r"workers=2 is for arrays in memory.*num_workers=2"):
+        map_patches(fail, lazy, 8, workers=2)
 
 
 @given(problems(), st.sampled_from(["hann", "crop"]), st.data())

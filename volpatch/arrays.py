@@ -140,6 +140,7 @@ def map_patches(
     channel_axis: int | str | None = None,
     finalize: Finalize | None = None,
     roi: Any = None,
+    workers: int = 1,
     **options: Unpack[BlendOptions],
 ) -> Any:
     """Run a function over overlapping patches of an array and blend the results.
@@ -161,6 +162,9 @@ def map_patches(
         Runs on blended blocks before they are rounded (argmax, threshold); pointwise.
     roi : slices, optional
         The part of the whole result that is wanted; the grid stays that of the volume.
+    workers : int
+        Threads for an array in memory, which call the function at the same time; each takes
+        a slab along the first patched axis, and computes the patches that reach into it.
     **options
         stride or overlap (default "50%"), window ("hann", "triangle", "gaussian",
         "constant", "crop" or a function), edge ("shift", "pad", "drop"), dtype, offset,
@@ -204,9 +208,16 @@ def map_patches(
         layout, box.shape, given.data.dtype, patch, finalizes=finalize is not None, **options
     )
     holes = skips_of(options, layout)
+    workers = whole_counts(workers, 1, "workers")
     if not given.lazy:
-        result: Any = map_array(func, np.asarray(given.data), layout, recipe, box, finalize, holes)
+        data = np.asarray(given.data)
+        result: Any = map_array(func, data, layout, recipe, box, finalize, holes, workers)
         return _labelled(result, given, layout, box, recipe_channels(result, layout))
+    if workers > 1:
+        raise SettingError(
+            f"workers={workers} is for arrays in memory; a dask array is computed by the workers "
+            f"of dask's scheduler: dask.config.set(num_workers={workers}), or a Client"
+        )
     chosen = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
     whole = [slice(None) if i in layout.patched else s for i, s in enumerate(chosen)]
     result = lazy.map_blocks(func, given.data[tuple(whole)], layout, recipe, finalize, holes)

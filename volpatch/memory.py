@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,15 @@ from volpatch.geometry import Box
 from volpatch.kernels import cut
 from volpatch.layout import Layout
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Holes, Read, Stream, reach_of, read_padded
+from volpatch.region import (
+    Caller,
+    Holes,
+    Read,
+    Stream,
+    learn_made_up,
+    reach_of,
+    read_padded,
+)
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
@@ -28,6 +39,7 @@ def map_box(
     box: Box,
     finalize: Finalize | None = None,
     holes: Holes | None = None,
+    workers: int = 1,
 ) -> tuple[Array, Recipe]:
     """The blended result (channels, *box) of a part of a volume, and what was learnt.
 
@@ -35,26 +47,64 @@ def map_box(
     ----------
     volume : (channels, *extent), every voxel that patches touching `box` need.
     origin : where in the whole volume its first voxel lies.
+    workers : threads, each with a slab of the box along the first axis.
     """
     out: list[Array] = []
 
-    def sink(known: Recipe) -> ArraySink:
-        out.append(np.empty((known.out_channels or 1, *box.shape), known.out_dtype))
-        return ArraySink(out[0], box)
+    def result(known: Recipe) -> Array:
+        if not out:
+            out.append(np.empty((known.out_channels or 1, *box.shape), known.out_dtype))
+        return out[0]
 
     whole = not any(origin) and volume.shape[1:] == recipe.grid.shape
-    stream = Stream(
-        recipe,
-        box,
-        Caller(function),
-        sink,
-        volume if whole and _can_be_cut(volume, recipe) else reader(volume, origin),
-        layer=recipe.grid.patch[0],
-        finalize=finalize,
-        holes=holes,
-    )
-    stream.run()
-    return out[0], stream.recipe
+    source = volume if whole and _can_be_cut(volume, recipe) else reader(volume, origin)
+    caller, stop = Caller(function), threading.Event()
+
+    def compute(recipe: Recipe, slab: Box) -> Recipe:
+        first, last = (end - box.start[0] for end in (slab.start[0], slab.stop[0]))
+        stream = Stream(
+            recipe,
+            slab,
+            caller,
+            lambda known: ArraySink(result(known)[:, first:last], slab),
+            source,
+            layer=recipe.grid.patch[0],
+            finalize=finalize,
+            holes=holes,
+            stop=stop,
+        )
+        stream.run()
+        return stream.recipe
+
+    slabs = _slabs(recipe, box, workers)
+    if len(slabs) == 1:
+        recipe = compute(recipe, box)
+        return out[0], recipe
+    recipe = learn_made_up(recipe, caller, finalize)
+    result(recipe)
+    with ThreadPoolExecutor(len(slabs)) as threads:
+        running = [threads.submit(compute, recipe, slab) for slab in slabs]
+        try:
+            for one in as_completed(running):
+                one.result()
+        finally:
+            stop.set()  # after an error the others need not go on
+    return out[0], recipe
+
+
+def _slabs(recipe: Recipe, box: Box, workers: int) -> list[Box]:
+    """A box in at most as many slabs along its first axis, cut where rows of patches start.
+
+    Rows of patches that reach over a cut are computed on both sides of it.
+    """
+    stride, planes = recipe.grid.stride[0], box.shape[0]
+    cuts = {round(planes * i / workers / stride) * stride for i in range(1, workers)}
+    edges = [0, *sorted(cut for cut in cuts if 0 < cut < planes), planes]
+    first = box.start[0]
+    return [
+        Box((first + a, *box.start[1:]), (first + b, *box.stop[1:]))
+        for a, b in itertools.pairwise(edges)
+    ]
 
 
 def map_lead(
@@ -66,6 +116,7 @@ def map_lead(
     box: Box,
     finalize: Finalize | None = None,
     holes: Holes | None = None,
+    workers: int = 1,
 ) -> Array:
     """`map_box` for every index of the first `lead` axes of (lead..., [channels,] *extent).
 
@@ -76,7 +127,7 @@ def map_lead(
     out: Array | None = None
     for place in np.ndindex(counts):
         volume = array[place].reshape(-1, *extent)
-        part, recipe = map_box(function, volume, origin, recipe, box, finalize, holes)
+        part, recipe = map_box(function, volume, origin, recipe, box, finalize, holes, workers)
         if out is None and math.prod(counts) == 1:
             out = part.reshape(*counts, *part.shape)  # no second copy of a large result
             break
@@ -96,6 +147,7 @@ def map_array(
     roi: Box,
     finalize: Finalize | None = None,
     holes: Holes | None = None,
+    workers: int = 1,
 ) -> Array:
     """The blended result over `roi`, with the axes (lead..., [channels,] patched...)."""
     box = Box(layout.pick(roi.start, layout.patched), layout.pick(roi.stop, layout.patched))
@@ -104,7 +156,8 @@ def map_array(
         chosen[axis] = slice(None)
     volume = array[tuple(chosen)].transpose(layout.order)
     origin = (0,) * recipe.grid.ndim
-    return map_lead(function, volume, origin, len(layout.lead), recipe, box, finalize, holes)
+    lead = len(layout.lead)
+    return map_lead(function, volume, origin, lead, recipe, box, finalize, holes, workers)
 
 
 def reader(volume: Array, origin: tuple[int, ...]) -> Read:
