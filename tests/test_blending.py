@@ -276,9 +276,7 @@ def test_a_failure_in_one_of_several_threads_is_the_failure():
             raise ValueError("bright")
         return patch
 
-    with pytest.raises(
-        FunctionError, match=r"raised ValueError on patch \(14, 0, 0\).*bright"
-    ):
+    with pytest.raises(FunctionError, match=r"raised ValueError on patch \(14, 0, 0\).*bright"):
         map_patches(fail, volume, 8, workers=3)
     with pytest.raises(SettingError, match=r"workers must be a whole number of at least 1"):
         map_patches(fail, volume, 8, workers=0)

@@ -61,6 +61,10 @@ class Stats:
 class Sink(Protocol):
     """Where finished planes go: an array in memory, or whole write units of a store."""
 
+    def whole(self) -> Array | None:
+        """(channels, *box), zeros, for all planes at once; None where they come one by one."""
+        ...
+
     def limit(self, plane: int) -> int:
         """End of the layer that `plane` lies in; rows are never asked beyond it."""
         ...
@@ -76,10 +80,13 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class ArraySink:
-    """Finished planes go into an array of the region's extent, (channels, *box.shape)."""
+    """Finished planes go into an array of the region's extent, (channels, *box.shape), of zeros."""
 
     array: Array
     box: Box
+
+    def whole(self) -> Array | None:
+        return self.array
 
     def limit(self, plane: int) -> int:
         return self.box.stop[0]
@@ -116,12 +123,26 @@ class Blender:
         self.recipe, self.box, self.tables, self.sink = recipe, box, tables, sink
         self.finalize, self.stats = finalize, stats if stats is not None else Stats()
         self.mode = recipe.mode
-        planes = min(planes or recipe.grid.patch[0], box.shape[0])
-        ring = Ring.new(box, planes, recipe.channels_out or 1, recipe.accumulator, 0)
+        whole = self._whole()
+        self.direct = whole is not None
+        if whole is None:
+            planes = min(planes or recipe.grid.patch[0], box.shape[0])
+            ring = Ring.new(box, planes, recipe.channels_out or 1, recipe.accumulator, 0)
+        else:
+            face, channels = box.shape[1:], whole.shape[0]
+            ring = Ring(whole.reshape(-1), box.start, box.shape[0], face, channels)
         self.sums = Sums.new(ring, self.mode)
         bounds = zip(recipe.grid.axes, box.start, box.stop, strict=True)
         self.covered = [covered(a, p, q) for a, p, q in bounds]
         self.done = box.start[0]
+
+    def _whole(self) -> Array | None:
+        """The result itself where values can be added up in it: there is nothing to convert."""
+        recipe, whole = self.recipe, self.sink.whole()
+        plain = self.mode in (Mode.ADD, Mode.SELECT) and self.finalize is None
+        if whole is None or not plain or not whole.flags.c_contiguous:
+            return None
+        return whole if whole.dtype == recipe.accumulator else None
 
     def add(self, ids: NDArray[np.int64], values: Array) -> None:
         """Blend the values (B, [channels,] *patch) of the patches `ids`."""
@@ -155,6 +176,9 @@ class Blender:
     def hand_over(self, upto: int) -> None:
         """Give the planes up to `upto` to the sink, and clear them for the next rows."""
         upto = min(upto, self.box.stop[0])
+        if self.direct and self.done < upto:
+            self._fill(self.sink.rows(self.done, upto), self.done, None)
+            self.done = upto
         ring = self.sums.values
         while self.done < upto:
             planes = ring.planes if self.finalize is None else min(ring.planes, FINALIZE_PLANES)

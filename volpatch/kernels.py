@@ -35,6 +35,7 @@ _BITS: dict[Any, Any] = {
     np.dtype(np.bool_): np.dtype(np.uint8),
 }
 FAR = np.iinfo(np.int64).max
+_NO_RING = 2**62  # a length that no position is beyond
 _ADD, _SELECT, _PRESENT, _NEAREST, _MAX, _MIN, _TOUCH = range(7)
 _MODES = {
     Mode.ADD: _ADD,
@@ -246,6 +247,41 @@ def _run_end(ids: Array, b: int, row: int, last: int) -> int:
 
 
 @_compiled
+def _add_lines(
+    accumulator: Array,
+    base: int,
+    top: int,
+    planes: int,
+    step: int,
+    values: Array,
+    there: int,
+    width: int,
+    start: int,
+    stop: int,
+    outer_weight: float,
+    shares: Array,
+    share_y: int,
+    share_x: int,
+    count: int,
+) -> None:
+    """Add the lines of one plane of one patch; all that does not change is out of the loop."""
+    cast = accumulator.dtype.type
+    if count <= 0:
+        return
+    part = shares[share_x : share_x + count]
+    for k in range(start, stop):
+        p = top + k
+        if p >= planes:
+            p %= planes
+        here = base + p * step
+        line = accumulator[here : here + count]
+        value = values[there + k * width : there + k * width + count]
+        weight = outer_weight * shares[share_y + k]
+        for i in range(count):
+            line[i] += cast(weight * part[i]) * cast(value[i])
+
+
+@_compiled
 def _blend(
     mode: int,
     omit: bool,
@@ -305,7 +341,26 @@ def _blend(
                     d = 2 * j[axis] - patch[axis] + 1
                     outer_squared += d * d
                     outer_weight *= shares[first_share[axis] + index[axis] * patch[axis] + j[axis]]
-                for k in range(lo[top], hi[top]):
+                if mode == _ADD and end == b + 1:
+                    place = first[x] + index[x]
+                    _add_lines(
+                        accumulator,
+                        base + starts[place] + lo[place],
+                        starts[top] - origin[y],
+                        planes if y == 0 else _NO_RING,
+                        steps[y],
+                        values,
+                        (b * channels + c) * size + inside * patch[y] * width + lo[place],
+                        width,
+                        lo[top],
+                        hi[top],
+                        outer_weight,
+                        shares,
+                        first_share[y] + index[y] * patch[y],
+                        first_share[x] + index[x] * width + lo[place],
+                        hi[place] - lo[place],
+                    )
+                for k in range(lo[top], hi[top] if mode != _ADD or end > b + 1 else lo[top]):
                     # a whole row of patches per line: the line stays in the fastest cache
                     p = starts[top] - origin[y] + k
                     if y == 0:

@@ -53,7 +53,7 @@ def map_box(
 
     def result(known: Recipe) -> Array:
         if not out:
-            out.append(np.empty((known.out_channels or 1, *box.shape), known.out_dtype))
+            out.append(np.zeros((known.out_channels or 1, *box.shape), known.out_dtype))
         return out[0]
 
     whole = not any(origin) and volume.shape[1:] == recipe.grid.shape
@@ -200,7 +200,7 @@ def cut_patches(
 
 def merge_box(patches: Array, recipe: Recipe, numbers: tuple[range, ...], box: Box) -> Array:
     """Blend patches (*lattice part, *patch), those with `numbers` per axis, over `box`."""
-    out = np.empty((1, *box.shape), recipe.out_dtype)
+    out = np.zeros((1, *box.shape), recipe.out_dtype)
     tables = Tables.of(recipe, box)
     blender = Blender(recipe, box, tables, ArraySink(out, box))
     here = tuple(

@@ -154,7 +154,7 @@ class Merger:
         if self._out is not None and tuple(self._out.shape) != shape:
             raise SettingError(f"out has shape {tuple(self._out.shape)}, the result has {shape}")
         self._channels = channels
-        out = np.empty((channels or 1, *box.shape), recipe.out_dtype) if self._out is None else None
+        out = np.zeros((channels or 1, *box.shape), recipe.out_dtype) if self._out is None else None
         self._result = out
         sink = (
             ArraySink(out, box)
@@ -196,6 +196,9 @@ class SlabSink:
     planes: int
     dtype: np.dtype[Any]
     first: int = 0
+
+    def whole(self) -> None:
+        """The target may be no array of ours."""
 
     def limit(self, plane: int) -> int:
         return int(min(plane + self.planes, self.target.shape[0 if self.channels is None else 1]))

@@ -378,6 +378,9 @@ class StoreSink:
         channels = self.plan.recipe.out_channels or 1
         self.layer = np.empty((channels, planes, *self.box.shape[1:]), self.plan.recipe.out_dtype)
 
+    def whole(self) -> None:
+        """There is only ever a layer of it."""
+
     def limit(self, plane: int) -> int:
         return min(self.first + self.plan.chunks[0], self.box.stop[0])
 
