@@ -17,7 +17,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,11 +64,12 @@ class Call(Protocol):
 class Caller:
     """The user's function, with its answers checked.
 
-    `gate` bounds how many calls of one process run at the same time.
+    `gate` bounds how many calls of one process run at the same time. A function that counts
+    on that may give back one buffer of its own each time, so it is copied before the next call.
     """
 
     function: Callable[[Array], Any]
-    gate: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    gate: AbstractContextManager[Any] | None = None
 
     def __call__(self, recipe: Recipe, batch: Array, patch: Callable[[int], Place]) -> Array:
         """Values (B, *patch) or (B, channels, *patch) for a batch (B, channels, *patch).
@@ -84,9 +85,11 @@ class Caller:
         given = batch if recipe.channels_in is not None else batch[:, 0]
         single = recipe.batch_size is None
         try:
-            with self.gate:
+            with self.gate or nullcontext():
                 result = self.function(given[0] if single else given)
         except (Stopped, VolpatchError, MemoryError):
+                if self.gate is not None and isinstance(result, np.ndarray):
+                    result = result.copy()
             raise
         except (Exception, SystemExit) as error:
             raise FunctionError(
