@@ -33,6 +33,7 @@ from volpatch.tables import Ring, Tables
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels
+MOST_WORDS = 2_000  # characters of a user's error that are repeated
 Batch = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
 
 
@@ -87,14 +88,14 @@ class Caller:
         try:
             with self.gate or nullcontext():
                 result = self.function(given[0] if single else given)
-        except (Stopped, VolpatchError, MemoryError):
                 if self.gate is not None and isinstance(result, np.ndarray):
                     result = result.copy()
+        except (Stopped, VolpatchError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
             raise FunctionError(
                 f"{self.name} raised {type(error).__name__} on {_where(patch, len(batch))}: "
-                f"{error or 'no message'}"
+                f"{said(error)}"
             ) from error
         problem = _problem(result, recipe, len(batch))
         if problem:
@@ -108,6 +109,12 @@ class Caller:
     @property
     def name(self) -> str:
         return f"the function {name_of(self.function)}"
+
+
+def said(error: BaseException) -> str:
+    """The words of a user's error, if not too many: they go into messages and records."""
+    text = str(error) or "no message"
+    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}..."
 
 
 def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
