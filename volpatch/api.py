@@ -284,7 +284,9 @@ def retry(target: str | os.PathLike[str], **how: Any) -> RunReport:
             f"{str(place.target)!r} was made with functions (or masks) given as objects, so they "
             f"are not known here; call volpatch.run again with the same ones, which goes on"
         )
-    options = {**job["options"], "region": None, "memory_limit": None, "workers": None}
+    # what was measured or chosen then is in the plan, or is to suit this machine
+    settled_there = dict.fromkeys(("region", "func_memory", "memory_limit", "workers"))
+    options = {**job["options"], **settled_there}
     options.update({name: how.pop(name) for name in _HERE if name in how})
     finalize = job["finalize"]
     request = make_request(
