@@ -124,6 +124,8 @@ def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
         hint = " (a tensor becomes one by .cpu().numpy())" if tensor else ""
         kind = "None" if result is None else f"a {type(result).__module__}.{type(result).__name__}"
         return kind, f"a numpy array{hint}"
+    if isinstance(result, np.ma.MaskedArray):
+        return "a masked array", "a plain one (.filled(VALUE) says what masked voxels become)"
     if result.dtype.kind not in "biuf" or result.dtype.itemsize > 8:
         return f"dtype {result.dtype}", "real numbers of up to 64 bits"
     known = recipe.result_dtype
