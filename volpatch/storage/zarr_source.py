@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,9 +122,12 @@ def _fill(
     selection: tuple[slice, ...],
     out: NDArray[Any],
 ) -> None:
-    if _ends_in_blosc(array):
-        for _, key in _touched(array, selection):
-            _check_blosc(os.path.join(reader.path, key))
+    blosc = _ends_in_blosc(array)
+    for _, key in _touched(array, selection):
+        path = os.path.join(reader.path, key)
+        _check_file(path)
+        if blosc:
+            _check_blosc(path)
     array.get_basic_selection(selection, out=NDBuffer.from_numpy_array(out))
 
 
@@ -167,6 +171,20 @@ def _touched(
 def _ends_in_blosc(array: zarr.Array[Any]) -> bool:
     last = array.compressors[-1] if array.compressors else None
     return array.shards is None and "blosc" in type(last).__name__.lower()
+
+
+def _check_file(path: str) -> None:
+    """Raise if there is something else than a file: zarr would take it for zeros, or wait."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise ValueError(f"it is a link to {os.readlink(path)!r}, where nothing is") from None
+        return  # not written: all fill value
+    except NotADirectoryError:
+        raise ValueError("a file is in the place of one of its folders") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is not a file")
 
 
 def _check_blosc(path: str) -> None:
