@@ -161,6 +161,10 @@ def misbehave(patch):
     return list(MISDEEDS.values())[number](patch)
 
 
+def misbehave_batch(batch):
+    return np.stack([misbehave(patch) for patch in batch])
+
+
 def shade_and_count(patch):
     """Leaves a byte per call."""
     with open(folder() / "calls", "ab", buffering=0) as calls:
