@@ -113,7 +113,7 @@ class PlanFile:
                 f"version, or start over with --overwrite (overwrite=True)"
             )
         parts: dict[str, Any] = {name: values.get(name) for name in ("identity", "layout", "job")}
-        if digest(parts) != values.get("sum"):
+        if (values.get("sum"), values.get("id")) != (digest(parts), digest(parts["identity"])):
             raise TargetError(
                 f"the plan {str(path)!r} is damaged: it no longer matches its own checksum; "
                 f"{_START_OVER}"
