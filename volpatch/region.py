@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.blender import Blender, Finalize, Sink, Stats, finalized, name_of
-from volpatch.errors import FunctionError, VolpatchError
+from volpatch.errors import MOST_WORDS, FunctionError, VolpatchError
 from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import cut
 from volpatch.recipe import Recipe
@@ -33,7 +33,6 @@ from volpatch.tables import Ring, Tables
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels
-MOST_WORDS = 2_000  # characters of a user's error that are repeated
 Batch = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
 
 
