@@ -511,8 +511,6 @@ def take_inner(file: Path) -> None:
     ("lose", "message"),
     [
         (take_away, "chunk c/1/0/1 of PATH is missing; restore it, or read it as its fill value"),
-        (make_folder, r"chunk c/1/0/1 of PATH is missing \(a folder is in its place\);"),
-        (make_dead_link, r"chunk c/1/0/1 of PATH is missing \(a dead link is in its place\);"),
         (take_inner, r"chunk \(0, 1, 1\) in c/1/0/1 of PATH is missing; .*missing='fill'"),
     ],
 )
@@ -535,6 +533,18 @@ def test_a_missing_chunk_is_its_fill_value_or_an_error(tmp_path, lose, message):
         source[11:, 9:10, 20]
     with pytest.raises(SourceError, match="is missing"):
         open_volume(path, missing="error").compute()
+
+
+@pytest.mark.parametrize(
+    ("lose", "there"), [(make_folder, "a folder"), (make_dead_link, "a dead link")]
+)
+def test_what_no_writer_leaves_in_place_of_a_chunk_is_never_its_fill_value(tmp_path, lose, there):
+    path = stored(tmp_path / "a", numbered(16, 20, 24), shards=(8, 10, 12))
+    lose(path / "c/1/0/1")
+    with pytest.raises(SourceError, match=f"chunk c/1/0/1 of .* is damaged: {there} is in its"):
+        open_source(path, missing="fill")[...]
+    with pytest.raises(SourceError, match=rf"chunk c/1/0/1 of .* is missing \({there} is in its"):
+        open_source(path, missing="error")[...]
 
 
 @pytest.mark.parametrize("where", [".", "..", "../..", "../../.."])

@@ -304,7 +304,9 @@ def retry(
                 f"{str(place.target)!r} was made with a {name} given as an object, "
                 f"{made_of[name]['target']}; pass the same one to volpatch.retry as {word}="
             )
-    options = {**job["options"], "region": None, "memory_limit": None, "workers": None}
+    # what was measured or chosen then is in the plan, or is to suit this machine
+    settled_there = dict.fromkeys(("region", "func_memory", "memory_limit", "workers"))
+    options = {**job["options"], **settled_there}
     options.update({name: how.pop(name) for name in _HERE if name in how})
     request = make_request(
         given["function"],

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
@@ -38,7 +37,14 @@ from volpatch.cli_options import (
     TopicCommand,
     options,
 )
-from volpatch.errors import FunctionError, IncompleteError, RunError, SettingError, VolpatchError
+from volpatch.errors import (
+    FunctionError,
+    IncompleteError,
+    RunError,
+    SettingError,
+    VolpatchError,
+    traceback_text,
+)
 
 if TYPE_CHECKING:
     from volpatch.functions import FunctionSpec
@@ -162,7 +168,7 @@ def _details(error: VolpatchError) -> str:
     if not isinstance(error, FunctionError | SettingError):
         return ""
     if error.__cause__ is not None:
-        return _without_our_frames("".join(traceback.format_exception(error.__cause__)))
+        return _without_our_frames(traceback_text(error.__cause__))
     return _without_our_frames(note.rpartition(chained)[0])
 
 

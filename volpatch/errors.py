@@ -5,6 +5,10 @@ Every message says what is wrong, why (with the caller's own numbers) and what t
 
 from __future__ import annotations
 
+import traceback
+
+MOST_WORDS = 2_000  # characters of a user's error, and of a line of a traceback, that are repeated
+
 
 class VolpatchError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command returns."""
@@ -46,3 +50,9 @@ class IncompleteError(RunError):
     """Some regions failed, or some are missing; the rest is done and kept."""
 
     exit_code = 4
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback with its causes; lines are cut short, as a message may hold megabytes."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(n if len(n) <= MOST_WORDS else f"{n[:MOST_WORDS]}..." for n in lines)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from volpatch.errors import FunctionError
 from volpatch.recipe import Recipe
-from volpatch.region import Call, Place
+from volpatch.region import Call, Place, said
 
 _PREFIX = "flight-"
 _WIDTH = 512
@@ -57,10 +57,13 @@ class Flight:
                 os.pwrite(self._handle, json.dumps(note).encode().ljust(_WIDTH), 0)
         try:
             return self._call(recipe, batch, patch)
-        except KeyboardInterrupt as error:  # Ctrl-C reaches the main thread of a run only
+        except Exception:
+            raise
+        except BaseException as error:  # its own doing: Ctrl-C reaches a run's main thread only
             position, box = patch(0)
             raise FunctionError(
-                f"the function raised KeyboardInterrupt on patch {position} at {box}"
+                f"the function raised {type(error).__name__} on patch {position} at {box}: "
+                f"{said(error)}"
             ) from error
 
     def __exit__(

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.errors import RunError, TargetError
-from volpatch.storage.puts import Puts, disk_errors
+from volpatch.storage.puts import Puts, disk_errors, patiently
 
 PLAN = "plan.json"
 RECORDS = "records"
@@ -113,7 +113,7 @@ class PlanFile:
                 f"version, or start over with --overwrite (overwrite=True)"
             )
         parts: dict[str, Any] = {name: values.get(name) for name in ("identity", "layout", "job")}
-        if digest(parts) != values.get("sum"):
+        if (values.get("sum"), values.get("id")) != (digest(parts), digest(parts["identity"])):
             raise TargetError(
                 f"the plan {str(path)!r} is damaged: it no longer matches its own checksum; "
                 f"{_START_OVER}"
@@ -210,16 +210,20 @@ class Recorder:
     def write(self, kind: str, region: int, **more: Any) -> None:
         """Append one event, and see it on the disk before going on."""
         event = {"kind": kind, "region": region, **more, "time": round(time.time(), 3)}
+        line = encode_line(event)
         with self._lock, disk_errors(self.path, "what was finished before is kept"):
-            try:
-                if not self._begun:
-                    first = encode_line({"kind": "log", **self._who})
-                    self.puts.append_line(self.path, first, new=True)
-                    self._begun = True
-                self.puts.append_line(self.path, encode_line(event), new=False)
-            except OSError:
-                self._new_file()  # the line may be torn, and would spoil the next one
-                raise
+            patiently(lambda: self._append(line))
+
+    def _append(self, line: bytes) -> None:
+        try:
+            if not self._begun:
+                first = encode_line({"kind": "log", **self._who})
+                self.puts.append_line(self.path, first, new=True)
+                self._begun = True
+            self.puts.append_line(self.path, line, new=False)
+        except OSError:
+            self._new_file()  # the line may be torn, and would spoil the next one
+            raise
 
 
 class Reader:

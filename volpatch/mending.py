@@ -12,7 +12,7 @@ from volpatch.errors import IncompleteError, RunError
 from volpatch.forms import show_numbers
 from volpatch.ledger import DONE, FAILED, Reader, State
 from volpatch.pools import open_pool
-from volpatch.publishing import committed_files, completion, state_of
+from volpatch.publishing import committed_files, completion, state_of, tell_metadata
 from volpatch.report import RunReport
 from volpatch.running import Request, compute, rejoined
 from volpatch.storage.puts import SUFFIX, disk_errors
@@ -90,11 +90,17 @@ def _recorded(place: Place, regions: set[int]) -> dict[int, str]:
 def _mend_metadata(place: Place, site: Site) -> None:
     """Put metadata again that is not as it was written."""
     told = committed_files(place.root)
-    broken = [key for key, of in told.items() if fault(place.root / key, *of) is not None]
-    if not broken:
-        return
     files = metadata_files(place.spec, completion(place.file, place.spec))
-    for key in broken:
+    if unrecorded := {key: content for key, content in files.items() if key not in told}:
+        for key, content in unrecorded.items():
+            size, checksum = len(content), hashlib.sha256(content).hexdigest()
+            if fault(place.root / key, size, checksum) is not None:
+                with disk_errors(place.root / key):
+                    site.puts.put(place.root / key, content)
+        tell_metadata(site, unrecorded)
+    for key, of in told.items():
+        if fault(place.root / key, *of) is None:
+            continue
         content = files.get(key, b"")
         if hashlib.sha256(content).hexdigest() != told[key][1]:
             raise RunError(

@@ -15,14 +15,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from volpatch.errors import RunError, SettingError, VolpatchError
+from volpatch.errors import RunError, SettingError, VolpatchError, traceback_text
 from volpatch.flight import in_flight
 from volpatch.geometry import Box
 from volpatch.planner import CHUNKS_IN_FLIGHT, Plan
@@ -278,7 +277,7 @@ def _serve(link: Connection, payload: bytes) -> None:
                     value = getattr(worker, method)(*args)
                 link.send(("done", value))
             except BaseException as error:
-                link.send(("error", (_sendable(error), traceback.format_exc())))
+                link.send(("error", (_sendable(error), traceback_text(error))))
 
 
 def _sendable(error: BaseException) -> BaseException:

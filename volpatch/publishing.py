@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from volpatch.forms import show_numbers
 from volpatch.ledger import DONE, PlanFile, Reader, Recorder, State, size_is
 from volpatch.storage.layers import unit_key
 from volpatch.storage.puts import SUFFIX
-from volpatch.storage.target import TargetSpec, WorkTree
+from volpatch.storage.target import Site, TargetSpec, WorkTree
 
 LISTED = 3
 
@@ -78,10 +78,14 @@ def publish(work: WorkTree, file: PlanFile, spec: TargetSpec) -> None:
             return
         state, _ = state_of(work.data, file, spec)
         _refuse_gaps(work, state)
-        files = work.put_metadata(spec, completion(file, spec))
-        told = [[key, len(b), hashlib.sha256(b).hexdigest()] for key, b in files.items()]
-        Recorder(work.site.ledger, work.site.puts).write("commit", -1, files=told)
+        tell_metadata(work.site, work.put_metadata(spec, completion(file, spec)))
         work.publish(spec)
+
+
+def tell_metadata(site: Site, files: Mapping[str, bytes]) -> None:
+    """Record size and SHA-256 of the metadata of a finished output."""
+    told = [[key, len(b), hashlib.sha256(b).hexdigest()] for key, b in files.items()]
+    Recorder(site.ledger, site.puts).write("commit", -1, files=told)
 
 
 def _refuse_gaps(work: WorkTree, state: State) -> None:

@@ -17,14 +17,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.blender import Blender, Finalize, Sink, Stats, finalized, name_of
-from volpatch.errors import FunctionError, VolpatchError
+from volpatch.errors import MOST_WORDS, FunctionError, VolpatchError
 from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import cut
 from volpatch.recipe import Recipe
@@ -64,11 +64,12 @@ class Call(Protocol):
 class Caller:
     """The user's function, with its answers checked.
 
-    `gate` bounds how many calls of one process run at the same time.
+    `gate` bounds how many calls of one process run at the same time. A function that counts
+    on that may give back one buffer of its own each time, so it is copied before the next call.
     """
 
     function: Callable[[Array], Any]
-    gate: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    gate: AbstractContextManager[Any] | None = None
 
     def __call__(self, recipe: Recipe, batch: Array, patch: Callable[[int], Place]) -> Array:
         """Values (B, *patch) or (B, channels, *patch) for a batch (B, channels, *patch).
@@ -84,14 +85,16 @@ class Caller:
         given = batch if recipe.channels_in is not None else batch[:, 0]
         single = recipe.batch_size is None
         try:
-            with self.gate:
+            with self.gate or nullcontext():
                 result = self.function(given[0] if single else given)
+                if self.gate is not None and isinstance(result, np.ndarray):
+                    result = result.copy()
         except (Stopped, VolpatchError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
             raise FunctionError(
                 f"{self.name} raised {type(error).__name__} on {_where(patch, len(batch))}: "
-                f"{error or 'no message'}"
+                f"{said(error)}"
             ) from error
         problem = _problem(result, recipe, len(batch))
         if problem:
@@ -107,6 +110,12 @@ class Caller:
         return f"the function {name_of(self.function)}"
 
 
+def said(error: BaseException) -> str:
+    """The words of a user's error, if not too many: they go into messages and records."""
+    text = str(error) or "no message"
+    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}..."
+
+
 def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
     """What is wrong with what a function returned, and what was wanted; None if nothing."""
     if not isinstance(result, np.ndarray):
@@ -114,6 +123,8 @@ def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
         hint = " (a tensor becomes one by .cpu().numpy())" if tensor else ""
         kind = "None" if result is None else f"a {type(result).__module__}.{type(result).__name__}"
         return kind, f"a numpy array{hint}"
+    if isinstance(result, np.ma.MaskedArray):
+        return "a masked array", "a plain one (.filled(VALUE) says what masked voxels become)"
     if result.dtype.kind not in "biuf" or result.dtype.itemsize > 8:
         return f"dtype {result.dtype}", "real numbers of up to 64 bits"
     known = recipe.result_dtype

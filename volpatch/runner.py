@@ -7,7 +7,6 @@ many parts and one beside a twin are all the same run: it computes what is missi
 from __future__ import annotations
 
 import os
-import traceback
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from volpatch.errors import (
     RunError,
     SourceError,
     VolpatchError,
+    traceback_text,
 )
 from volpatch.forms import show_numbers
 from volpatch.geometry import Box
@@ -117,7 +117,7 @@ class Run:
             task.region,
             attempt=task.attempt,
             error=f"{type(error).__name__}: {error}",
-            traceback="".join(traceback.format_exception(error))[-20_000:],
+            traceback=traceback_text(error)[-20_000:],
         )
         if self.fail_fast:
             raise error

@@ -182,7 +182,11 @@ def rejoined(request: Request, there: PlanFile, root: Path) -> Settled:
     """
     draft = request.draft
     region = tuple(there.layout["region"])
-    settled = request.settled(_known(draft, there), region)
+    # where it is none of this plan's, its chunks or axes are others, which is what is to be said
+    fits = len(region) == len(draft.unit) and all(
+        edge % unit == 0 for edge, unit in zip(region, draft.unit, strict=True)
+    )
+    settled = request.settled(_known(draft, there), region if fits else None)
     place = request.work.folder if root == request.work.data else root
     there.check_same(settled.file, place)
     asked = asked_region(draft)

@@ -32,15 +32,16 @@ from volpatch.ledger import (
 )
 from volpatch.planner import NAME_WIDTH
 from volpatch.progress import show_seconds
-from volpatch.publishing import committed_files, publish
+from volpatch.publishing import committed_files, completion, publish
 from volpatch.storage.layers import IMAGE, unit_key
 from volpatch.storage.puts import SUFFIX
-from volpatch.storage.target import TargetSpec, WorkTree
+from volpatch.storage.target import TargetSpec, WorkTree, metadata_files
 
 # how far back the speed of an unfinished run is looked at
 RECENT_SECONDS = 600.0
 LISTED = 10
 _BLOCK = 2**20
+UNRECORDED = "it has no record"
 
 
 @dataclass(frozen=True)
@@ -286,8 +287,11 @@ def verify(target: str | os.PathLike[str], *, deep: bool = False) -> Verificatio
     found = Verification(str(place.target), place.finished, deep)
     check_units(place, found)
     if place.finished:
-        for key, (size, checksum) in committed_files(place.root).items():
+        told = committed_files(place.root)
+        for key, (size, checksum) in told.items():
             _note(found, key, fault(place.root / key, size, checksum), size)
+        for key in metadata_files(place.spec, completion(place.file, place.spec)):
+            found.bad.update({} if key in told else {key: UNRECORDED})
     if deep:
         _decode(place, found)
     found.bad = dict(sorted(found.bad.items()))
@@ -316,7 +320,7 @@ def check_units(place: Place, found: Verification) -> set[int]:
                 whys[unit[0]] = why or ""
     bad = np.flatnonzero(~good if place.finished else known & ~good).tolist()
     for unit in bad:
-        found.bad[unit_key(spec, unit)] = whys.get(unit) or "it has no record"
+        found.bad[unit_key(spec, unit)] = whys.get(unit) or UNRECORDED
     return set(bad)
 
 

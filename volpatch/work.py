@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,8 +137,7 @@ class Worker:
         self.finalize = functions.load_finalize()
         self.holes = functions.holes
         calls = functions.calls or (1 if functions.made_once else None)
-        gate: AbstractContextManager[Any] = threading.Semaphore(calls) if calls else nullcontext()
-        self.caller = Caller(self.function, gate)
+        self.caller = Caller(self.function, threading.Semaphore(calls) if calls else None)
         self._recorders: dict[Site, Recorder] = {}
         self._lock = threading.Lock()
 

@@ -101,9 +101,11 @@ def check_file(path: str, box: Sequence[slice], form: FileForm, *, dense: bool) 
     """
     try:
         file = _open(path)
-    except AbsentChunk:
+    except AbsentChunk as absent:
         if dense:
             raise
+        if absent.instead:  # no writer leaves this: it stood for a chunk that is out of reach
+            raise ValueError(f"{absent.instead} is in its place") from None
         return
     try:
         span = _Span(file, 0, os.fstat(file).st_size)

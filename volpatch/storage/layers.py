@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from volpatch.errors import RunError, SettingError
 from volpatch.storage.codec import ChunkEncoder, ShardIndex, TargetSpec
-from volpatch.storage.puts import Piece, Puts, disk_errors
+from volpatch.storage.puts import Piece, Puts, disk_errors, patiently
 
 IMAGE = "scale0/image"
 Unit = tuple[int, int, str]  # number, bytes, SHA-256
@@ -189,7 +189,7 @@ class LayerWriter:
             end = index.encode()
             number, digest = self._known(unit, _hashed(running, end))
             size = index.size + self._puts.append(temp, end)
-            self._puts.publish_temp(temp, self._root / _key(unit))
+            patiently(lambda: self._puts.publish_temp(temp, self._root / _key(unit)))
             del self._open[unit]
             self._count(number, size, digest)
 

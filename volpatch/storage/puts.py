@@ -153,6 +153,9 @@ class Puts:
         except FileNotFoundError:
             self._make_parents(path.parent)
             os.replace(self.tmp / temp, path)
+        except IsADirectoryError:
+            _remove_empty(path)
+            os.replace(self.tmp / temp, path)
         self._flush_folder(path.parent)
 
     def drop_temp(self, temp: str) -> None:
@@ -231,6 +234,15 @@ def _write(handle: int, data: Piece) -> int:
     while left:
         left = left[os.write(handle, left) :]
     return size
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder that lies where a file should; never one that holds something."""
+    try:
+        os.rmdir(folder)
+    except OSError as error:
+        said = f"a folder that is not empty is in the place of the file {str(folder)!r}"
+        raise OSError(error.errno, said) from error
 
 
 def _unlink(path: Path) -> None:
