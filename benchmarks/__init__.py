@@ -1,1 +1,1 @@
-"""Questions with a clock: `python -m benchmarks --help`."""
+"""Benchmarks: volpatch beside a plain copy and other libraries; run `python -m benchmarks`."""
