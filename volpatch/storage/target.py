@@ -301,6 +301,17 @@ class WorkTree:
             with disk_errors(self.target):
                 self.puts.rename(self.old, self.target)
 
+    def clear_up(self) -> None:
+        """Finish a publish that was cut short after its renames.
+
+        A folder that another process begins just now looks the same: not to be called by one
+        of several that replace an output together.
+        """
+        ended = os.path.lexists(self.folder) and not os.path.lexists(self.data)
+        if ended and os.path.lexists(self.target):
+            with self.unused():
+                self.discard()
+
     def _check_complete(self, spec: TargetSpec) -> None:
         for name in ("", "scale0/", f"{IMAGE}/"):
             if not (self.data / f"{name}zarr.json").is_file():
