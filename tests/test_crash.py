@@ -377,6 +377,26 @@ def test_a_repair_that_ended_anywhere_is_repeated_to_the_same_bytes(
     assert try_all(crashes, check) > 0
 
 
+@LAYOUTS
+def test_what_a_call_has_told_of_survives_a_power_cut(bench: Bench) -> None:
+    """A run, an overwriting run or a repair that has returned is not undone."""
+
+    def repair() -> None:
+        (bench.target / "scale0/image/c/1/0/1").unlink()
+        volpatch.retry(bench.target, workers=1, memory_limit="4GiB")
+
+    def overwrite() -> None:
+        bench.run(overwrite=True, window="triangle")
+
+    for call in (bench.run, repair, overwrite):
+        disk = Disk(read_tree(bench.root))
+        with Trace(bench.root, disk.do):
+            call()
+        for model in POWER_CUTS:
+            left = disk.tree(model, random.Random(4))
+            assert output(left) == output(read_tree(bench.root)), (call, model)
+
+
 # -- several -------------------------------------------------------------------------------
 
 
