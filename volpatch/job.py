@@ -75,7 +75,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "codec": plan.words["options"].get("codec", "zstd"),
         "region": named(plan.region),
         "memory_limit": plan.memory_limit,
-        "func_memory": plan.func_memory,
+        "func_memory": plan.func_memory or None,  # a trial may measure 0, which is no setting
         "workers": plan.workers,
         "backend": plan.backend,
         "calls": plan.calls,

@@ -239,6 +239,8 @@ def execute(request: Request) -> RunReport:
     work, part = request.work, request.part
     with work.publishing():
         work.restore()
+        if not request.overwrite:
+            work.clear_up()
     there = None
     if part is not None or not request.overwrite:
         there = PlanFile.load(work.data / SUFFIX)

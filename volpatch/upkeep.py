@@ -377,7 +377,7 @@ def _decode(place: Place, found: Verification) -> None:
 
 
 def commit(target: str | os.PathLike[str]) -> str:
-    """Publish an output whose regions are all done; nothing happens if it is published.
+    """Publish an output whose regions are all done; once it is published, only clear up.
 
     Returns
     -------
@@ -393,6 +393,9 @@ def commit(target: str | os.PathLike[str]) -> str:
     """
     place = find(target)
     if place.finished:
+        work = WorkTree(place.target)
+        with work.publishing():
+            work.clear_up()
         return str(place.target)
     left = status(target).left
     if left:

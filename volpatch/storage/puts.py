@@ -252,6 +252,10 @@ def _unlink(path: Path) -> None:
 
 def probe(folder: Path) -> None:
     """Raise OSError if no file can be made in `folder`."""
+    with suppress(OSError, AttributeError):
+        # a file without a name leaves nothing behind, whatever happens here
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
+        return
     path = folder / f".volpatch-{uuid.uuid4().hex}"
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     path.unlink()

@@ -5,7 +5,7 @@
         tmp/                    files being written
         data/                   what becomes `out.zarr` when every write unit is there
             .volpatch/          its plan and records (see volpatch.ledger)
-        old/                    while publishing with overwrite: what `out.zarr` was
+        old/                    between the two renames of an overwrite: what `out.zarr` was
 
 The image is OME-Zarr 0.5 on Zarr 3. zarr gives the metadata and the coordinates; the image's
 objects are encoded and put by `LayerWriter`, each whole and by one task. Several processes may
@@ -232,6 +232,8 @@ class WorkTree:
             except OSError:
                 self.restore()
                 raise
+            if replaces:  # half removed, it must never be taken for what to put back
+                self.puts.rename(self.old, self.tmp / "old")
         self._remove("the output itself is complete")
 
     def discard(self) -> None:
@@ -298,6 +300,17 @@ class WorkTree:
             check_work_folder(self.folder)
             with disk_errors(self.target):
                 self.puts.rename(self.old, self.target)
+
+    def clear_up(self) -> None:
+        """Finish a publish that was cut short after its renames.
+
+        A folder that another process begins just now looks the same: not to be called by one
+        of several that replace an output together.
+        """
+        ended = os.path.lexists(self.folder) and not os.path.lexists(self.data)
+        if ended and os.path.lexists(self.target):
+            with self.unused():
+                self.discard()
 
     def _check_complete(self, spec: TargetSpec) -> None:
         for name in ("", "scale0/", f"{IMAGE}/"):
