@@ -208,7 +208,11 @@ class Recorder:
         self.path, self._begun = self.folder / RECORDS / name, False
 
     def write(self, kind: str, region: int, **more: Any) -> None:
-        """Append one event, and see it on the disk before going on."""
+        """Append one event. What it tells of is on the disk; the line will soon be.
+
+        A power cut may take the lines of the last seconds: what they told of is then made
+        again. They are flushed before the output is published.
+        """
         event = {"kind": kind, "region": region, **more, "time": round(time.time(), 3)}
         line = encode_line(event)
         with self._lock, disk_errors(self.path, "what was finished before is kept"):

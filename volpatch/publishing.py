@@ -16,9 +16,9 @@ import numpy as np
 
 from volpatch.errors import RunError
 from volpatch.forms import show_numbers
-from volpatch.ledger import DONE, PlanFile, Reader, Recorder, State, size_is
+from volpatch.ledger import DONE, RECORDS, PlanFile, Reader, Recorder, State, size_is
 from volpatch.storage.layers import unit_key
-from volpatch.storage.puts import SUFFIX
+from volpatch.storage.puts import SUFFIX, disk_errors
 from volpatch.storage.target import Site, TargetSpec, WorkTree
 
 LISTED = 3
@@ -78,7 +78,10 @@ def publish(work: WorkTree, file: PlanFile, spec: TargetSpec) -> None:
             return
         state, _ = state_of(work.data, file, spec)
         _refuse_gaps(work, state)
-        tell_metadata(work.site, work.put_metadata(spec, completion(file, spec)))
+        site = work.site
+        tell_metadata(site, work.put_metadata(spec, completion(file, spec)))
+        with disk_errors(site.ledger):
+            site.puts.flush_files(site.ledger / RECORDS)
         work.publish(spec)
 
 
