@@ -79,8 +79,8 @@ def main(words: list[str] | None = None, say: Callable[[str], None] = print) -> 
         for table in tables(case, how, small=asked.small):
             say(markdown(table) + "\n")
             done.append(table)
-        if asked.save:
-            report.save(asked.into, case, command, done)
+            if asked.save:  # at once: the next one may take an hour
+                report.save(asked.into, case, command, done)
     if asked.save:
         plot.draw(asked.into)
 

@@ -32,17 +32,15 @@ def single(setting: Setting) -> None:
 
 def _volpatch(window: str) -> Callable[[Array, Setting, Function], Run]:
     def run(array: Array, setting: Setting, func: Function) -> Any:
-        words: dict[str, Any] = {"stride": setting.stride, "window": window, "dtype": "float32"}
-        if setting.threads == 1:
-            return volpatch.map_patches(func, array, setting.patch, **words)
-        import dask
-        import dask.array as da
-
-        # in memory there is one thread; a dask array of as many blocks has one for each
-        rows = -(-array.shape[0] // setting.threads)
-        blocks = da.from_array(array, chunks=(rows, *array.shape[1:]))
-        with dask.config.set(scheduler="threads", num_workers=setting.threads):
-            return volpatch.map_patches(func, blocks, setting.patch, **words).compute()
+        return volpatch.map_patches(
+            func,
+            array,
+            setting.patch,
+            stride=setting.stride,
+            window=window,
+            dtype="float32",
+            workers=setting.threads,
+        )
 
     return lambda array, setting, func: lambda: run(array, setting, func)
 

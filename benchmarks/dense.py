@@ -6,6 +6,7 @@ the largest size that fits its memory (or its patience), and compared for each v
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,9 @@ def less_means(batch: Array) -> Array:
     return batch
 
 
-def streamed(array: Array, patch: int, batch: int) -> Array:
+def streamed(array: Array, patch: int, batch: int, workers: int = 1) -> Array:
     out: Array = volpatch.map_patches(
-        less_means, array, patch, stride=1, window="constant", batch_size=batch
+        less_means, array, patch, stride=1, window="constant", batch_size=batch, workers=workers
     )
     return out
 
@@ -112,6 +113,7 @@ class Way:
 
 WAYS = {
     "volpatch": Way(streamed),
+    "volpatch, 2 threads": Way(functools.partial(streamed, workers=2)),
     "fancy indexing": Way(fancy, 8 + 4 + 8 + 8),
     "torch unfold + fold": Way(torch_fold, 8),
     "scikit-learn": Way(scikit_learn, 8, loops=True),
@@ -159,5 +161,6 @@ def questions(size: Size) -> Iterator[Question]:
             jobs.append(Job(name, "benchmarks.dense:task", words, work))
         of = " x ".join([f"{n:,}"] * ndim)
         title = f"Dense: all {' x '.join([str(patch)] * ndim)} patches at stride 1 of {of}, float32"
-        title += f", less their means, averaged back; {(n - patch + 1) ** ndim:,} patches, 1 thread"
+        count = (n - patch + 1) ** ndim
+        title += f", less their means, averaged back; {count:,} patches, 1 thread unless said"
         yield Question(title, jobs, runs=size.runs)

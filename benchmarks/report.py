@@ -34,6 +34,7 @@ visit is one voxel of one patch."""
 
 def save(folder: Path, case: str, command: str, tables: Sequence[Table]) -> None:
     """Put the tables of a case among those kept in the folder, and write all as Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
     kept = load(folder)
     kept[case] = {
         "command": command,
