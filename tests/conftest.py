@@ -1,8 +1,14 @@
 """Settings all tests share: Hypothesis draws the same examples on every CI run."""
 
 import os
+import sys
+from pathlib import Path
 
 from hypothesis import settings
+
+# Worker processes import tests.helpers_functions by name. The current folder, which comes first
+# under `python -m pytest`, is not searched for that; a later entry is.
+sys.path.append(str(Path(__file__).parents[1]))
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("dev", deadline=None)
