@@ -6,9 +6,11 @@ from pathlib import Path
 
 from hypothesis import settings
 
-# Worker processes import tests.helpers_functions by name. The current folder, which comes first
-# under `python -m pytest`, is not searched for that; a later entry is.
-sys.path.append(str(Path(__file__).parents[1]))
+# Commands and worker processes that tests start import tests.helpers_functions by name. The
+# current folder, which comes first under `python -m pytest`, is not searched; later ones are.
+ROOT = str(Path(__file__).parents[1])
+sys.path.append(ROOT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("dev", deadline=None)

@@ -22,6 +22,9 @@ def test_a_case_answers_its_questions(case):
     answers = list(tables(case, HERE, small=True))
     assert answers
     for table in answers:
+        if all("not installed (torch)" in row.why_not for row in table.rows):
+            assert case == "torch"  # which is more than a machine that tests must have
+            continue
         base = table.row(table.base)
         assert base is not None, [row.why_not for row in table.rows]
         for row in table.rows:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -460,6 +461,28 @@ def test_an_unfinished_run_of_the_same_words_goes_on(here):
     report = run("tests.helpers_functions:misbehave", here / "in.zarr", here / "out.zarr")
     assert (report.regions_before, report.stats.patches) == (26, 8)
     same(image(here / "out.zarr"), shaded(volume))
+
+
+def test_an_interrupt_while_threads_are_started_ends_the_run(here, monkeypatch):
+    """A thread that never began cannot be waited for."""
+    store(here / "in.zarr", volume_with({}), 8)
+    start, begun = threading.Thread.start, []
+
+    def interrupted(thread):
+        if "Threads._work" in repr(getattr(thread, "_target", None)):
+            if begun:
+                raise KeyboardInterrupt
+            begun.append(thread)
+        start(thread)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            complete(here)
+    assert begun
+    assert not begun[0].is_alive()
+    assert not (here / "out.zarr").exists()
+    complete(here)
 
 
 @pytest.mark.parametrize("name", ["-o", "a b", "$HOME", "~", "*", "ünï", "dot.", "'\"", "a" * 246])

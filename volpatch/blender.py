@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +28,21 @@ Finalize = Callable[[Array], Array]
 PHASES = ("read", "cut", "function", "blend", "write")
 
 
+class Clock:
+    """Adds the time spent inside to one of some sums of seconds."""
+
+    __slots__ = ("_begin", "_phase", "_seconds")
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self._seconds, self._phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._phase] += time.perf_counter() - self._begin
+
+
 @dataclass(slots=True)
 class Stats:
     """What a region did; sums over regions are made with `+=`."""
@@ -39,14 +53,9 @@ class Stats:
     voxels_read: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
-    @contextmanager
-    def clock(self, phase: str) -> Iterator[None]:
+    def clock(self, phase: str) -> Clock:
         """Add the time spent inside to a phase."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - begin
+        return Clock(self.seconds, phase)
 
     def __iadd__(self, other: Stats) -> Stats:
         self.patches += other.patches

@@ -14,6 +14,7 @@ and parallel tasks are harmless.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -137,7 +138,8 @@ class PlanFile:
         """Fields in which another plan differs, old against new; the input's files apart."""
         mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
         return [
-            f"{name} was {_shown(mine.get(name))} and is now {_shown(theirs.get(name))}"
+            f"{name} was {_shown(mine.get(name), theirs.get(name))} and is now "
+            f"{_shown(theirs.get(name), mine.get(name))}"
             for name in sorted({*mine, *theirs} - {INPUT})
             if mine.get(name) != theirs.get(name)
         ]
@@ -155,9 +157,15 @@ class PlanFile:
 _START_OVER = "restore it from a copy, or start over with --overwrite (overwrite=True)"
 
 
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({digest(value)[:12]})"
+def _shown(value: Any, other: Any) -> str:
+    """A value in words; of a long one the part from where it differs from another on."""
+    text, unlike = ("nothing" if v is None else json.dumps(v) for v in (value, other))
+    if len(text) <= 80:
+        return text
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, unlike, strict=False))
+    begin = max(0, sum(1 for _ in alike) - 30)
+    part = f"{'...' if begin else ''}{text[begin : begin + 60]}"
+    return part if begin + 60 >= len(text) else f"{part}... ({digest(value)[:12]})"
 
 
 # -- records -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -29,6 +29,7 @@ from volpatch.region import (
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
+PIECE_BYTES = 2**20  # of patches that are added at a time: they are in cache still
 
 
 def map_box(
@@ -208,12 +209,30 @@ def merge_box(patches: Array, recipe: Recipe, numbers: tuple[range, ...], box: B
         for mine, there in zip(tables.numbers, numbers, strict=True)
     )
     needed = patches[here]
-    per_row = int(np.prod(tables.lattice[1:]))
-    for row, number in enumerate(tables.numbers[0]):
-        values = np.ascontiguousarray(needed[row], recipe.source_dtype)
-        blender.hand_over(blender.first_plane(number))
-        ids = np.arange(row * per_row, (row + 1) * per_row)
-        blender.add(ids, values.reshape(-1, *recipe.grid.patch))
+    for row in range(tables.lattice[0]):
+        blender.hand_over(blender.first_plane(tables.numbers[0][row]))
+        for ids, values in _pieces(needed[row], row, recipe):
+            blender.add(ids, values)
     blender.hand_over(box.stop[0])
     blended: Array = out[0]
     return blended
+
+
+def _pieces(row: Array, number: int, recipe: Recipe) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """Ids and values of the patches (*lattice part, *patch) of a row, a few at a time.
+
+    Views are copied; pieces are small enough to be in cache still when they are added.
+    """
+    grid = recipe.grid
+    *places, width = row.shape[: grid.ndim - 1] or (1,)
+    row = row.reshape(*places, width, *grid.patch) if grid.ndim == 1 else row
+    step = max(1, PIECE_BYTES // (math.prod(grid.patch) * recipe.source_dtype.itemsize))
+    first = number * math.prod(places) * width
+    for place in np.ndindex(*places):
+        for begin in range(0, width, step):
+            values = row[place][begin : begin + step]
+            yield (
+                np.arange(first + begin, first + begin + len(values)),
+                np.ascontiguousarray(values, recipe.source_dtype),
+            )
+        first += width

@@ -103,7 +103,7 @@ class Threads:
         return task is not None
 
     def _work(self, job: Job) -> None:
-        while (task := self._todo.get()) is not None:
+        while not self._stop.is_set() and (task := self._todo.get()) is not None:
             try:
                 outcome = self._worker.region(
                     task, job, tick=lambda n: self._told.put(("tick", n, None)), stop=self._stop
@@ -121,7 +121,8 @@ class Threads:
         for _ in self._threads:
             self._todo.put(None)
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():  # one that an interrupt kept from starting finds the stop set
+                thread.join(max(0.0, until - time.monotonic()))
 
 
 class Processes:

@@ -410,23 +410,38 @@ class Stream:
         recipe, clock = self.recipe, self.stats.clock
         size = min(recipe.batch_size or 1, len(row))
         batch = np.empty((size, recipe.channels_in or 1, *recipe.grid.patch), recipe.input_dtype)
+        if self.holes is not None:
+            yield from self._chosen_batches(source, row, batch, self.holes)
+            return
+        for begin in range(0, len(row), size):
+            self._go_on()
+            ids = row[begin : begin + size]
+            given = batch[: len(ids)]
+            with clock("cut"):
+                cut(source, self.tables, ids, given)
+            yield ids, given, row[:0]
+
+    def _chosen_batches(
+        self, source: Ring, row: NDArray[np.int64], batch: Array, holes: Holes
+    ) -> Iterator[Batch]:
+        """The same where each patch is looked at before it is taken."""
+        size = len(batch)
         chosen: list[int] = []
         missing: list[int] = []
-        step = size if self.holes is None else 1
-        for begin in range(0, len(row), step):
-            if self.stop is not None and self.stop.is_set():
-                raise Stopped
-            ids = row[begin : begin + step]
-            with clock("cut"):
-                place = slice(len(chosen), len(chosen) + len(ids))
+        for begin in range(len(row)):
+            self._go_on()
+            ids = row[begin : begin + 1]
+            place = slice(len(chosen), len(chosen) + 1)
+            with self.stats.clock("cut"):
                 cut(source, self.tables, ids, batch[place])
-            if self.holes is not None and self.holes.skips(batch[place][0]):
-                missing.extend(ids)
-            else:
-                chosen.extend(ids)
-            if len(chosen) == size or begin + step >= len(row):
+            (missing if holes.skips(batch[place][0]) else chosen).extend(ids)
+            if len(chosen) == size or begin + 1 == len(row):
                 yield np.array(chosen, np.int64), batch[: len(chosen)], np.array(missing, np.int64)
                 chosen, missing = [], []
+
+    def _go_on(self) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped
 
     def _patch(self, ids: NDArray[np.int64], i: int) -> Place:
         position = self.tables.position(int(ids[i]))

@@ -10,6 +10,7 @@ bad later are one thing.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from volpatch.planner import Plan
 from volpatch.planning import asked_region, fitted, target_spec
 from volpatch.pools import Pool, open_pool
 from volpatch.progress import Progress
-from volpatch.publishing import is_published, state_of
+from volpatch.publishing import state_of
 from volpatch.recipe import Recipe
 from volpatch.report import RunReport
 from volpatch.runner import Run, finish
@@ -250,20 +251,21 @@ def execute(request: Request) -> RunReport:
     check_target(work.target, overwrite=may_replace, source_path=request.source.path)
     settled = None if there is None else rejoined(request, there, work.data)
     with open_pool(request.draft, request.functions, request.source) as pool:
-        if settled is None:
-            settled = _begin(request, pool)
-        first, step = part or (0, 1)
-        numbers = range(first, settled.file.n_regions, step)
         try:
+            if settled is None:
+                settled = _begin(request, pool)
+            first, step = part or (0, 1)
+            numbers = range(first, settled.file.n_regions, step)
             with work.in_use():
-                return compute(
-                    request, settled, pool, work.site, numbers, whole=request.part is None
-                )
-        except RunError as error:
-            if isinstance(error, IncompleteError) or not is_published(work.target, settled.file.id):
+                return compute(request, settled, pool, work.site, numbers, whole=part is None)
+        except IncompleteError:
+            raise
+        except RunError:
+            # another process may have been faster, and taken away the folders that this one used
+            late = None if os.path.lexists(work.data) else _published(request)
+            if late is None:
                 raise
-            # another process was faster, and took away the folders that this one wrote to
-            return _report(request, settled, None, complete=True)
+            return late
 
 
 def _published(request: Request) -> RunReport | None:

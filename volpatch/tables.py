@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from volpatch.window import axis_shares
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ring:
     """A buffer of planes: flat memory, the volume voxel its origin stands for, its extent.
 
@@ -34,7 +36,7 @@ class Ring:
         cls, box: Box, planes: int, channels: int, dtype: np.dtype[Any], fill: Any = None
     ) -> Ring:
         face = box.shape[1:]
-        flat = np.empty(channels * planes * int(np.prod(face, dtype=np.int64)), dtype)
+        flat = np.empty(channels * planes * math.prod(face), dtype)
         if fill is not None:
             flat.fill(fill)
         return cls(flat, box.start, planes, face, channels)
@@ -54,20 +56,20 @@ class Ring:
             pieces.append((start + until_wrap, self.array[:, :rest]))
         return pieces
 
-    @property
+    @cached_property
     def steps(self) -> NDArray[np.int64]:
         """Elements from one voxel to the next, per axis."""
         lengths = np.array((*(self.face or (1,)), 1), dtype=np.int64)
         return np.cumprod(lengths[::-1])[::-1].astype(np.int64)
 
-    @property
+    @cached_property
     def corner(self) -> NDArray[np.int64]:
         """The origin, with as many axes as the loops walk."""
         return np.array(self.origin if self.face else (*self.origin, 0), dtype=np.int64)
 
-    @property
+    @cached_property
     def channel_step(self) -> int:
-        return self.planes * int(np.prod(self.face, dtype=np.int64))
+        return self.planes * math.prod(self.face)
 
 
 @dataclass(frozen=True, slots=True)
