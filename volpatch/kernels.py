@@ -192,6 +192,30 @@ def _place(number: int, lattice: Array, index: Array) -> None:
 
 
 @_compiled
+def _copy_lines(
+    source: Array,
+    base: int,
+    top: int,
+    planes: int,
+    step: int,
+    target: Array,
+    there: int,
+    count: int,
+    width: int,
+) -> None:
+    """Copy the lines of one plane of one patch; all that does not change is out of the loop."""
+    for k in range(count):
+        p = top + k
+        if p >= planes:
+            p %= planes
+        here = base + p * step
+        line = source[here : here + width]
+        out = target[there + k * width : there + (k + 1) * width]
+        for i in range(width):
+            out[i] = line[i]
+
+
+@_compiled
 def _cut(
     source: Array,
     target: Array,
@@ -207,30 +231,38 @@ def _cut(
     channel_step: int,
 ) -> None:
     n = patch.size
-    width = patch[n - 1]
-    lines = 1
-    for axis in range(n - 1):
-        lines *= patch[axis]
+    x, y = n - 1, n - 2
+    face = patch[y] * patch[x]
+    outer = 1
+    for axis in range(y):
+        outer *= patch[axis]
     index = np.zeros(n, np.int64)
     j = np.zeros(n, np.int64)
-    here = 0
+    there = 0
     for b in range(ids.size):
         _place(ids[b], lattice, index)
         for c in range(channels):
             j[:] = 0
-            for _ in range(lines):
-                at = c * channel_step
-                for axis in range(n):
+            for _ in range(outer):
+                base = c * channel_step + starts[first[x] + index[x]] - origin[x]
+                for axis in range(y):
                     p = starts[first[axis] + index[axis]] - origin[axis] + j[axis]
                     if axis == 0:
                         p = p % planes
-                    at += p * steps[axis]
-                line = source[at : at + width]
-                out = target[here : here + width]
-                for i in range(width):
-                    out[i] = line[i]
-                here += width
-                for axis in range(n - 2, -1, -1):
+                    base += p * steps[axis]
+                _copy_lines(
+                    source,
+                    base,
+                    starts[first[y] + index[y]] - origin[y],
+                    planes if y == 0 else _NO_RING,
+                    steps[y],
+                    target,
+                    there,
+                    patch[y],
+                    patch[x],
+                )
+                there += face
+                for axis in range(y - 1, -1, -1):
                     j[axis] += 1
                     if j[axis] < patch[axis]:
                         break
