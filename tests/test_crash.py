@@ -11,6 +11,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,9 @@ from tests.helpers_disk import (
     write_tree,
 )
 from tests.test_run import distinct, store
-from volpatch import TargetError
+from volpatch import TargetError, mending, upkeep
+from volpatch.storage import target
+from volpatch.storage.target import TargetSpec, metadata_files
 
 SHAPE = (12, 12, 12)
 PATCH, STRIDE = 6, 4
@@ -66,9 +69,6 @@ class Layout:
 
 CHUNKS = Layout("chunks", (8, 8, 8), None)
 SHARDS = Layout("shards", (4, 8, 8), (8, 16, 8))
-EVERY = pytest.mark.parametrize(
-    "every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["fifth", "all"]
-)
 LAYOUTS = pytest.mark.parametrize("layout", [CHUNKS, SHARDS], ids=lambda layout: layout.name)
 
 
@@ -114,9 +114,30 @@ def output(tree: Tree, name: str = TARGET) -> Tree:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place that is quick to fill and to clear, hundreds of times."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # only modelled machines lose power
-    return Bench(tmp_path, layout)
+    made: dict[str, dict[str, bytes]] = {}
+
+    def metadata(spec: TargetSpec, record: Any) -> dict[str, bytes]:
+        key = repr((spec, record))
+        if key not in made:
+            made[key] = metadata_files(spec, record)
+        return made[key]
+
+    for module in (target, mending, upkeep):
+        monkeypatch.setattr(module, "metadata_files", metadata)
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="volpatch-", dir=memory) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def bench(folder: Path, layout: Layout) -> Bench:
+    return Bench(folder, layout)
 
 
 def try_all(crashes: Iterable[Crash], check: Callable[[Crash], None]) -> int:
@@ -271,14 +292,11 @@ def test_no_change_goes_past_the_trace(tmp_path: Path) -> None:
 
 
 @LAYOUTS
-@EVERY
 @pytest.mark.parametrize("durability", ["process", "full"])
-def test_a_run_that_ended_anywhere_goes_on_to_the_same_bytes(
-    bench: Bench, durability: str, every: int
-) -> None:
+def test_a_run_that_ended_anywhere_goes_on_to_the_same_bytes(bench: Bench, durability: str) -> None:
     """And calls the function for what has no record only; until then the name is not there."""
     models = POWER_CUTS if durability == "full" else (KILLED,)
-    crashes = list(bench.crashes(lambda: bench.run(durability=durability), *models))
+    crashes = bench.crashes(lambda: bench.run(durability=durability), *models)
     wanted = output(read_tree(bench.root))
 
     def check(crash: Crash) -> None:
@@ -290,14 +308,13 @@ def test_a_run_that_ended_anywhere_goes_on_to_the_same_bytes(
         calls = expected_calls(bench, crash.tree)
         assert calls is None or Counter(functions.told) == calls
 
-    assert try_all(crashes[::every], check) > 60 / every
+    assert try_all(crashes, check) > 60
 
 
 @LAYOUTS
-@EVERY
 @pytest.mark.parametrize("durability", ["process", "full"])
 def test_an_overwriting_run_that_ended_anywhere_leaves_the_old_or_the_new_output(
-    bench: Bench, durability: str, every: int
+    bench: Bench, durability: str
 ) -> None:
     """Whole under its name, or, between two renames, whole beside it and put back by anything.
 
@@ -327,16 +344,15 @@ def test_an_overwriting_run_that_ended_anywhere_leaves_the_old_or_the_new_output
             resume(bench, durability=durability, overwrite=True)
         check_whole(bench, new)
 
-    assert try_all(crashes[::every], check) > 60 / every
+    assert try_all(crashes, check) > 60
     assert durability == "full" or any(output(crash.tree) == new for crash in crashes)
 
 
 def test_what_is_left_of_a_replaced_output_is_never_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
 ) -> None:
     """Not even when the run ended while it was removed, and then the new one was removed too."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-    bench = Bench(tmp_path, CHUNKS)
+    bench = Bench(folder, CHUNKS)
     bench.run(window="triangle")
     old = output(read_tree(bench.root))
     crashes = bench.crashes(lambda: bench.run(overwrite=True), KILLED, *POWER_CUTS)
