@@ -33,7 +33,7 @@ class Size:
     chunks: Sizes = data.CHUNKS
     block: Sizes = (128, 256, 256)
     workers: int = 2
-    memory_limit: str = "1GiB"
+    memory_limit: str = "400MiB"
 
 
 FULL = Size()
