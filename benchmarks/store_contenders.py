@@ -136,7 +136,7 @@ def _copy(*, durable: bool) -> Callable[[Order, Path, Path], Run]:
 # -- volpatch ------------------------------------------------------------------------------
 
 
-LITTLE = "350MiB"  # about a third of what dask takes for the same blend
+LITTLE = "800MiB"  # about a third of what dask takes for the same blend of 1024³
 
 
 def _volpatch(durability: Any, limit: str | None = None) -> Callable[[Order, Path, Path], Run]:

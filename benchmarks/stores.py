@@ -22,6 +22,7 @@ class Size:
     variants_up_to: int = 512  # edge; larger volumes get the first orders only
     peers_up_to: int = 1024  # edge; those that need minutes per 512³ are timed on 256³
     slow_edge: int = 256
+    little_from: int = 1024  # edge from which a limit on memory is felt
     patch: int = 64
     chunks: tuple[int, int, int] = data.CHUNKS
     shards: tuple[int, int, int] = (128, 256, 256)
@@ -33,14 +34,14 @@ class Size:
 
 FULL = Size()
 SMALL = Size(
-    ((24, 24, 40),),
-    40,
-    40,
-    40,
-    16,
-    (24, 24, 24),
-    (24, 48, 48),
-    (24, 24, 24),
+    shapes=((24, 24, 40),),
+    variants_up_to=40,
+    peers_up_to=40,
+    slow_edge=40,
+    patch=16,
+    chunks=(24, 24, 24),
+    shards=(24, 48, 48),
+    block=(24, 24, 24),
     runs=1,
 )
 ORDERS = {
@@ -99,6 +100,8 @@ def questions(size: Size) -> Iterator[Question]:
             for title, variant in ORDERS.items():
                 if shape[0] > size.variants_up_to and title not in FIRST:
                     continue
+                if shape[0] > size.peers_up_to and title != FIRST[0]:
+                    continue
                 yield question(size, shape, title, variant, folder)
             shutil.rmtree(Path(folder) / ("x".join(map(str, shape)) + ".zarr"), ignore_errors=True)
 
@@ -123,7 +126,9 @@ def question(
         peer = not name.startswith(("copy", "volpatch"))
         if peer and shape[0] > size.peers_up_to:
             continue
-        if name in SLOW and title not in SLOW_ORDERS:
+        if name in SLOW and (title not in SLOW_ORDERS or shape != size.shapes[0]):
+            continue
+        if name.endswith(store_contenders.LITTLE) and shape[0] < size.little_from:
             continue
         own = order
         slow = name in SLOW and shape[0] > size.slow_edge
@@ -145,7 +150,7 @@ def question(
         text,
         jobs,
         unit="voxel",
-        runs=size.runs if edge <= 512 else 2 if edge <= 1024 else 1,
+        runs=size.runs if edge <= 512 else 1,
         series=f"Zarr to Zarr, {title}",
         size=edge**3,
     )
