@@ -37,7 +37,15 @@ class Size:
 
 
 FULL = Size()
-SMALL = Size(((24, 32, 32), (48, 32, 32)), ((24, 40, 40),), 24 * 32 * 32, 16, (24,) * 3, (24,) * 3)
+SMALL = Size(
+    along=((24, 32, 32), (48, 32, 32)),
+    across=((24, 40, 40),),
+    slow_voxels=24 * 32 * 32,
+    patch=16,
+    chunks=(24,) * 3,
+    block=(24,) * 3,
+    memory_limit="4GiB",  # in a process that holds much else
+)
 SLOW = ("patchly", "MONAI ZarrAvgMerger")
 
 
