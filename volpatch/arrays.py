@@ -478,12 +478,11 @@ def merge(
         merged = merged if chunks is None else merged.rechunk(chunks)
     else:
         counts = given.data.shape[:lead]
-        merged = np.empty((*counts, *grid.shape), recipe.out_dtype)
+        merged = np.zeros((*counts, *grid.shape), recipe.out_dtype)
         box = Box((0,) * grid.ndim, grid.shape)
         numbers = tuple(range(n) for n in grid.lattice)
         for place in np.ndindex(counts):
-            part = np.asarray(given.data[place])
-            merged[place] = merge_box(part, recipe, numbers, box)
+            merge_box(np.asarray(given.data[place]), recipe, numbers, box, merged[place])
     return _merged(merged, given, lead, grid)
 
 

@@ -199,9 +199,18 @@ def cut_patches(
     return out
 
 
-def merge_box(patches: Array, recipe: Recipe, numbers: tuple[range, ...], box: Box) -> Array:
-    """Blend patches (*lattice part, *patch), those with `numbers` per axis, over `box`."""
-    out = np.zeros((1, *box.shape), recipe.out_dtype)
+def merge_box(
+    patches: Array,
+    recipe: Recipe,
+    numbers: tuple[range, ...],
+    box: Box,
+    result: Array | None = None,
+) -> Array:
+    """Blend patches (*lattice part, *patch), those with `numbers` per axis, over `box`.
+
+    `result` is filled in if there is one: (*box.shape), zeros of the output dtype.
+    """
+    out = (np.zeros(box.shape, recipe.out_dtype) if result is None else result)[None]
     tables = Tables.of(recipe, box)
     blender = Blender(recipe, box, tables, ArraySink(out, box))
     here = tuple(
@@ -228,11 +237,12 @@ def _pieces(row: Array, number: int, recipe: Recipe) -> Iterator[tuple[NDArray[n
     row = row.reshape(*places, width, *grid.patch) if grid.ndim == 1 else row
     step = max(1, PIECE_BYTES // (math.prod(grid.patch) * recipe.source_dtype.itemsize))
     first = number * math.prod(places) * width
+    copy = np.empty((min(step, width), *grid.patch), recipe.source_dtype)
     for place in np.ndindex(*places):
         for begin in range(0, width, step):
             values = row[place][begin : begin + step]
-            yield (
-                np.arange(first + begin, first + begin + len(values)),
-                np.ascontiguousarray(values, recipe.source_dtype),
-            )
+            if not values.flags.c_contiguous or values.dtype != copy.dtype:
+                np.copyto(copy[: len(values)], values)
+                values = copy[: len(values)]
+            yield np.arange(first + begin, first + begin + len(values)), values
         first += width
