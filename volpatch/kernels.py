@@ -373,26 +373,27 @@ def _blend(
                     d = 2 * j[axis] - patch[axis] + 1
                     outer_squared += d * d
                     outer_weight *= shares[first_share[axis] + index[axis] * patch[axis] + j[axis]]
-                if mode == _ADD and end == b + 1:
-                    place = first[x] + index[x]
-                    _add_lines(
-                        accumulator,
-                        base + starts[place] + lo[place],
-                        starts[top] - origin[y],
-                        planes if y == 0 else _NO_RING,
-                        steps[y],
-                        values,
-                        (b * channels + c) * size + inside * patch[y] * width + lo[place],
-                        width,
-                        lo[top],
-                        hi[top],
-                        outer_weight,
-                        shares,
-                        first_share[y] + index[y] * patch[y],
-                        first_share[x] + index[x] * width + lo[place],
-                        hi[place] - lo[place],
-                    )
-                for k in range(lo[top], hi[top] if mode != _ADD or end > b + 1 else lo[top]):
+                if mode == _ADD:
+                    for r in range(b, end):
+                        place = first[x] + index[x] + (r - b)
+                        _add_lines(
+                            accumulator,
+                            base + starts[place] + lo[place],
+                            starts[top] - origin[y],
+                            planes if y == 0 else _NO_RING,
+                            steps[y],
+                            values,
+                            (r * channels + c) * size + inside * patch[y] * width + lo[place],
+                            width,
+                            lo[top],
+                            hi[top],
+                            outer_weight,
+                            shares,
+                            first_share[y] + index[y] * patch[y],
+                            first_share[x] + (index[x] + r - b) * width + lo[place],
+                            hi[place] - lo[place],
+                        )
+                for k in range(lo[top], hi[top] if mode != _ADD else lo[top]):
                     # a whole row of patches per line: the line stays in the fastest cache
                     p = starts[top] - origin[y] + k
                     if y == 0:
@@ -415,10 +416,7 @@ def _blend(
                                 continue
                             line = accumulator[here : here + count]
                             value = values[there : there + count]
-                            if mode == _ADD:
-                                for i in range(count):
-                                    line[i] += cast(weight * part[i]) * cast(value[i])
-                            elif mode == _SELECT:
+                            if mode == _SELECT:
                                 for i in range(count):
                                     line[i] = cast(value[i])
                             elif mode == _PRESENT:
