@@ -154,8 +154,7 @@ class Blender:
         return whole if whole.dtype == recipe.accumulator else None
 
     def add(self, ids: NDArray[np.int64], values: Array) -> None:
-        """Blend the values (B, [channels,] *patch) of the patches `ids`."""
-        values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+        """Blend the values (B, [channels,] *patch), in C order, of the patches `ids`."""
         if self.recipe.nan == "raise" and values.dtype.kind == "f" and np.isnan(values).any():
             raise self._nan_found(ids, values)
         if len(ids):

@@ -323,6 +323,7 @@ class Plan:
         ring = recipe.input_dtype.itemsize if recipe.halves else source
         result = channels * batch * recipe.known_result.itemsize
         given = self._channels_in * batch * recipe.input_dtype.itemsize
+        waiting = self._channels_in * recipe.together * math.prod(patch)
         layer = min(self.chunks[0], self.region[0])
         out = recipe.out_dtype.itemsize
         packed = 1 if self.source.shards else 2  # a chunk is there both encoded and decoded
@@ -336,7 +337,7 @@ class Plan:
             * packed
             * source,
             "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
-            "batch and its result": given + 2 * result,
+            "batch and its result": waiting * recipe.input_dtype.itemsize + 2 * result,
             "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
             "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
             "finished layer": final * layer * face * out,

@@ -23,6 +23,7 @@ from volpatch.window import Window
 FLOAT32_LIMIT = 2**22
 FLOAT_MAGNITUDE = 2**16
 # that `finalize` is given at a time, to bound what it makes of them
+TOGETHER_BYTES = 2**19  # of small patches that are cut at a time: in cache still when called
 FINALIZE_PLANES = 8
 
 DType = np.dtype[Any]
@@ -169,6 +170,14 @@ class Recipe:
     @property
     def omits(self) -> bool:
         return self.nan == "omit" and self.known_result.kind == "f"
+
+    @property
+    def together(self) -> int:
+        """Patches that are cut, and blended, at a time: a batch, or some that are small."""
+        if self.batch_size is not None:
+            return self.batch_size
+        patch = (self.channels_in or 1) * math.prod(self.grid.patch) * self.input_dtype.itemsize
+        return max(1, TOGETHER_BYTES // patch)
 
     @property
     def mode(self) -> Mode:

@@ -33,7 +33,10 @@ from volpatch.tables import Ring, Tables
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels
-Batch = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
+Group = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
+
+
+_OPEN = nullcontext()
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked the region to end
@@ -85,7 +88,7 @@ class Caller:
         given = batch if recipe.channels_in is not None else batch[:, 0]
         single = recipe.batch_size is None
         try:
-            with self.gate or nullcontext():
+            with self.gate or _OPEN:
                 result = self.function(given[0] if single else given)
                 if self.gate is not None and isinstance(result, np.ndarray):
                     result = result.copy()
@@ -96,6 +99,8 @@ class Caller:
                 f"{self.name} raised {type(error).__name__} on {_where(patch, len(batch))}: "
                 f"{said(error)}"
             ) from error
+        if _as_known(result, recipe, len(batch)):
+            return np.ascontiguousarray(result)[None] if single else np.ascontiguousarray(result)
         problem = _problem(result, recipe, len(batch))
         if problem:
             raise FunctionError(
@@ -114,6 +119,16 @@ def said(error: BaseException) -> str:
     """The words of a user's error, if not too many: they go into messages and records."""
     text = str(error) or "no message"
     return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}..."
+
+
+def _as_known(result: Any, recipe: Recipe, count: int) -> bool:
+    """Whether a function returned just what it did before: most calls need no other look."""
+    if type(result) is not np.ndarray or recipe.result_dtype is None:
+        return False
+    batched = () if recipe.batch_size is None else (count,)
+    own = () if recipe.channels_out is None else (recipe.channels_out,)
+    shape = (*batched, *own, *recipe.grid.patch)
+    return bool(result.dtype == recipe.result_dtype) and result.shape == shape
 
 
 def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
@@ -329,15 +344,14 @@ class Stream:
         self._make_sink = sink
         self.blender: Blender | None = None
 
-    def _blender(self, recipe: Recipe) -> Blender:
+    def _blender(self) -> Blender:
         """The region's accumulator, made when it is known what the function returns."""
         if self.blender is None:
-            self.recipe = recipe
             self.blender = Blender(
-                recipe,
+                self.recipe,
                 self.box,
                 self.tables,
-                self._make_sink(recipe),
+                self._make_sink(self.recipe),
                 finalize=self.finalize,
                 stats=self.stats,
             )
@@ -357,9 +371,10 @@ class Stream:
                 source.load(start, start + axis.patch, self.stats)
                 self._compute(source.ring, number, ids, skipped)
             elif self.recipe.complete:
-                self._skip(self._blender(self.recipe), skipped)
+                self._skip(self._blender(), skipped)
             self.tick(len(missing))
-        blender = self._blender(learn_made_up(self.recipe, self.caller, self.finalize))
+        self.recipe = learn_made_up(self.recipe, self.caller, self.finalize)
+        blender = self._blender()
         self._skip(blender, skipped)
         blender.hand_over(self.box.stop[0])
         return self.stats
@@ -385,47 +400,70 @@ class Stream:
         row: NDArray[np.int64],
         skipped: list[tuple[int, NDArray[np.int64]]],
     ) -> None:
-        """Cut, call and blend the patches of one row of this region, in batches."""
-        recipe, clock = self.recipe, self.stats.clock
-        for ids, given, missing in self._batches(source, row):
+        """Cut, call and blend the patches of one row of this region."""
+        for ids, given, missing in self._groups(source, row):
             if len(missing):
                 skipped.append((number, missing))
+            if self.recipe.complete:
+                self._reach(number, skipped)
             if len(ids):
-                with clock("function"):
-                    values = self.caller(recipe, given, functools.partial(self._patch, ids))
-                recipe = learn(recipe, values, self.finalize)
-            if recipe.complete:
-                blender = self._blender(recipe)
-                self._skip(blender, skipped)
-                blender.hand_over(blender.first_plane(number))
-                with clock("blend"):
-                    if len(ids):
-                        blender.add(ids, values)
+                self._call(number, ids, given, skipped)
             self.stats.patches += len(ids)
-            self.stats.calls += len(ids) > 0
             self.tick(len(ids) + len(missing))
 
-    def _batches(self, source: Ring, row: NDArray[np.int64]) -> Iterator[Batch]:
-        """Batches of patches of a row, with the ids of those passed over on the way."""
+    def _reach(self, number: int, skipped: list[tuple[int, NDArray[np.int64]]]) -> Blender:
+        """The accumulator, moved on to a row of patches."""
+        blender = self._blender()
+        self._skip(blender, skipped)
+        blender.hand_over(blender.first_plane(number))
+        return blender
+
+    def _call(
+        self,
+        number: int,
+        ids: NDArray[np.int64],
+        given: Array,
+        skipped: list[tuple[int, NDArray[np.int64]]],
+    ) -> None:
+        """Hand patches that were cut to the function, and blend what it makes of them."""
+        function, blending = self.stats.clock("function"), self.stats.clock("blend")
+        step = self.recipe.batch_size or 1
+        for begin in range(0, len(ids), step):
+            self._go_on()
+            some = ids[begin : begin + step]
+            with function:
+                values = self.caller(
+                    self.recipe,
+                    given[begin : begin + step],
+                    functools.partial(self._patch, some),
+                )
+            if not self.recipe.complete:
+                self.recipe = learn(self.recipe, values, self.finalize)
+                self._reach(number, skipped)
+            with blending:
+                self._blender().add(some, values)
+            self.stats.calls += 1
+
+    def _groups(self, source: Ring, row: NDArray[np.int64]) -> Iterator[Group]:
+        """Patches of a row that are cut together, with the ids of those passed over."""
         recipe, clock = self.recipe, self.stats.clock
-        size = min(recipe.batch_size or 1, len(row))
-        batch = np.empty((size, recipe.channels_in or 1, *recipe.grid.patch), recipe.input_dtype)
+        size = min(recipe.together, len(row))
+        group = np.empty((size, recipe.channels_in or 1, *recipe.grid.patch), recipe.input_dtype)
         if self.holes is not None:
-            yield from self._chosen_batches(source, row, batch, self.holes)
+            yield from self._chosen_groups(source, row, group, self.holes)
             return
         for begin in range(0, len(row), size):
-            self._go_on()
             ids = row[begin : begin + size]
-            given = batch[: len(ids)]
+            given = group[: len(ids)]
             with clock("cut"):
                 cut(source, self.tables, ids, given)
             yield ids, given, row[:0]
 
-    def _chosen_batches(
-        self, source: Ring, row: NDArray[np.int64], batch: Array, holes: Holes
-    ) -> Iterator[Batch]:
+    def _chosen_groups(
+        self, source: Ring, row: NDArray[np.int64], group: Array, holes: Holes
+    ) -> Iterator[Group]:
         """The same where each patch is looked at before it is taken."""
-        size = len(batch)
+        size = len(group)
         chosen: list[int] = []
         missing: list[int] = []
         for begin in range(len(row)):
@@ -433,10 +471,10 @@ class Stream:
             ids = row[begin : begin + 1]
             place = slice(len(chosen), len(chosen) + 1)
             with self.stats.clock("cut"):
-                cut(source, self.tables, ids, batch[place])
-            (missing if holes.skips(batch[place][0]) else chosen).extend(ids)
+                cut(source, self.tables, ids, group[place])
+            (missing if holes.skips(group[place][0]) else chosen).extend(ids)
             if len(chosen) == size or begin + 1 == len(row):
-                yield np.array(chosen, np.int64), batch[: len(chosen)], np.array(missing, np.int64)
+                yield np.array(chosen, np.int64), group[: len(chosen)], np.array(missing, np.int64)
                 chosen, missing = [], []
 
     def _go_on(self) -> None:
