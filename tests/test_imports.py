@@ -11,11 +11,12 @@ import volpatch
 ROOT = Path(volpatch.__file__).parent
 # A room may import those before it. A new module fails until somebody places it here.
 ROOMS = (
-    *("errors", "html", "geometry", "window", "forms", "layout", "options", "recipe"),
+    *("errors", "html", "compiled", "geometry", "window", "forms", "layout", "options", "recipe"),
     *("machine", "planner", "fitting"),
     *(
         "tables",
         "kernels",
+        "rounding",
         "blender",
         "region",
         "holes",

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from volpatch.errors import FunctionError
 from volpatch.geometry import AxisGrid, Box
-from volpatch.kernels import FAR, Sums, blend, finish, touch
+from volpatch.kernels import FAR, Sums, blend, touch
 from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
+from volpatch.rounding import finish
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]

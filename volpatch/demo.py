@@ -18,13 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from volpatch.api import run
+from volpatch.compiled import compiled
 from volpatch.errors import SettingError, TargetError
 from volpatch.forms import parse_bytes, show_bytes
 from volpatch.functions import FunctionSpec
@@ -319,14 +319,7 @@ def _check(shape: Sequence[int], seed: int, spacing_um: Sequence[float], planes:
         raise SettingError(f"planes={planes} must be at least 1")
 
 
-def _compiled(function: Any) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder can be written for the compiled code
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _hash(seed: int, a: int, b: int, c: int) -> Any:
     """64 well-mixed bits of four integers (uint64)."""
     h = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
@@ -337,13 +330,13 @@ def _hash(seed: int, a: int, b: int, c: int) -> Any:
     return h ^ (h >> np.uint64(32))
 
 
-@_compiled
+@compiled
 def _uniform(bits: Any, k: int) -> Any:
     """Number k (0 to 3) in [0, 1) out of 64 bits."""
     return float((bits >> np.uint64(16 * k)) & np.uint64(0xFFFF)) / 65536.0
 
 
-@_compiled
+@compiled
 def _render(slab: Any, start: int, seed: int, steps: Any, noise: bool) -> None:
     """Fill a slab (planes, y, x) of uint16 whose first plane is number `start`."""
     light = np.empty(slab.shape[1:], np.float32)
@@ -359,7 +352,7 @@ def _render(slab: Any, start: int, seed: int, steps: Any, noise: bool) -> None:
             _expose(slab[k], light)
 
 
-@_compiled
+@compiled
 def _background(light: Any, z: float, steps: Any) -> None:
     """Slow haze in counts, brighter towards the middle of long waves along y and x."""
     along_x = np.empty(light.shape[1], np.float32)
@@ -373,7 +366,7 @@ def _background(light: Any, z: float, steps: Any) -> None:
             light[y, x] = level * along_x[x]
 
 
-@_compiled
+@compiled
 def _blob(
     light: Any, y: float, x: float, ry: float, rx: float, depth: float, level: float, steps: Any
 ) -> None:
@@ -393,7 +386,7 @@ def _blob(
                 light[row, column] = max(light[row, column], value)
 
 
-@_compiled
+@compiled
 def _cells(light: Any, z: float, seed: int, steps: Any) -> None:
     """Paint the cells of the lattice layers that reach this plane: a body with a bright nucleus."""
     layer = int(np.floor(z / _CELL_UM))
@@ -418,7 +411,7 @@ def _cells(light: Any, z: float, seed: int, steps: Any) -> None:
                     _blob(light, y, x, 0.5 * ry, 0.5 * rx, 4.0 * depth, 2.6 * level, steps)
 
 
-@_compiled
+@compiled
 def _vessels(light: Any, z: float, seed: int, steps: Any) -> None:
     """Paint tubes that wind along z: a bright wall round a dim bore."""
     rows = int(light.shape[0] * steps[1] / _VESSEL_UM) + 2
@@ -433,7 +426,7 @@ def _vessels(light: Any, z: float, seed: int, steps: Any) -> None:
             _ring(light, y, x, radius, 700.0 + 500.0 * _uniform(bits, 2), steps)
 
 
-@_compiled
+@compiled
 def _ring(light: Any, y: float, x: float, radius: float, level: float, steps: Any) -> None:
     y0 = max(0, int(np.ceil((y - radius) / steps[1])))
     y1 = min(light.shape[0], int(np.floor((y + radius) / steps[1])) + 1)
@@ -449,7 +442,7 @@ def _ring(light: Any, y: float, x: float, radius: float, level: float, steps: An
                 light[row, column] = np.float32(40.0 + level * wall)
 
 
-@_compiled
+@compiled
 def _fibres(light: Any, z: float, seed: int, steps: Any) -> None:
     """Paint thin fibres that wind along x through this plane."""
     layer = int(np.floor(z / _FIBRE_UM))
@@ -468,7 +461,7 @@ def _fibres(light: Any, z: float, seed: int, steps: Any) -> None:
                 _stroke(light, column, y, radius, dz * dz, level, steps[1])
 
 
-@_compiled
+@compiled
 def _stroke(
     light: Any, column: int, y: float, radius: float, depth: float, level: float, step: float
 ) -> None:
@@ -481,7 +474,7 @@ def _stroke(
         light[row, column] = max(light[row, column], value)
 
 
-@_compiled
+@compiled
 def _expose(plane: Any, light: Any) -> None:
     """Add the offset, and round."""
     for y in range(plane.shape[0]):
@@ -489,7 +482,7 @@ def _expose(plane: Any, light: Any) -> None:
             plane[y, x] = np.uint16(light[y, x] + np.float32(_OFFSET + 0.5))
 
 
-@_compiled
+@compiled
 def _expose_noisy(plane: Any, light: Any, z: int, seed: int) -> None:
     """Add the offset, shot noise (variance = gain * light) and read noise.
 

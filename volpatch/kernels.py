@@ -1,11 +1,10 @@
-"""Cut patches out of a buffer, put them back by their shares, round what is finished.
+"""Cut patches out of a buffer, and put them back by their shares.
 
-Three loops over flat memory, compiled by numba without any fastmath flag, so that the
-bits never depend on how long a line is or on where a region ends:
+Two loops over flat memory, compiled without any fastmath flag, so that the bits never
+depend on how long a line is or on where a region ends:
 
     cut     buffer line -> batch line          cast on the way
     blend   batch line -> accumulator          in raster order of the patches
-    finish  accumulator -> output              round half to even, clip, count what was clipped
 
 Buffers are rings along the first axis: plane p lives at p modulo the ring's length, so
 that a slab can move through a volume without being copied. Arrays have any number of
@@ -14,20 +13,17 @@ axes; a line is a run along the last one, and all others are walked like an odom
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import SettingError
+from volpatch.compiled import compiled
 from volpatch.recipe import Mode
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
-F = TypeVar("F", bound=Callable[..., Any])
 
 # numba has no such numbers; they travel as bits of the same size where they are only copied
 _BITS: dict[Any, Any] = {
@@ -45,15 +41,6 @@ _MODES = {
     Mode.MAX: _MAX,
     Mode.MIN: _MIN,
 }
-
-
-def _compiled(function: F) -> F:
-    """Compile without the GIL, keeping machine code on disk where a folder allows it."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # no place that numba could write its cache to
-        return numba.njit(**options)(function)  # type: ignore[no-any-return]
 
 
 def as_numbers(array: Array) -> Array:
@@ -184,14 +171,14 @@ def _walk(
     )
 
 
-@_compiled
+@compiled
 def _place(number: int, lattice: Array, index: Array) -> None:
     for axis in range(lattice.size - 1, -1, -1):
         index[axis] = number % lattice[axis]
         number //= lattice[axis]
 
 
-@_compiled
+@compiled
 def _copy_lines(
     source: Array,
     base: int,
@@ -215,7 +202,7 @@ def _copy_lines(
             out[i] = line[i]
 
 
-@_compiled
+@compiled
 def _cut(
     source: Array,
     target: Array,
@@ -269,7 +256,7 @@ def _cut(
                     j[axis] = 0
 
 
-@_compiled
+@compiled
 def _run_end(ids: Array, b: int, row: int, last: int) -> int:
     """End of the run of patches, from b on, that follow each other along the last axis."""
     end = b + 1
@@ -278,7 +265,7 @@ def _run_end(ids: Array, b: int, row: int, last: int) -> int:
     return end
 
 
-@_compiled
+@compiled
 def _add_lines(
     accumulator: Array,
     base: int,
@@ -313,7 +300,71 @@ def _add_lines(
             line[i] += cast(weight * part[i]) * cast(value[i])
 
 
-@_compiled
+@compiled
+def _put_line(
+    mode: int,
+    omit: bool,
+    accumulator: Array,
+    present: Array,
+    touched: Array,
+    nearest: Array,
+    here: int,
+    values: Array,
+    there: int,
+    count: int,
+    weight: float,
+    shares: Array,
+    share: int,
+    squared: int,
+    off: int,
+) -> None:
+    """Put one line of one patch where it belongs, in every mode but `_ADD`.
+
+    `squared` and `off` say how far the line's first voxel is from the patch's centre: squared
+    across the line, and doubled along it.
+    """
+    cast = accumulator.dtype.type
+    if count <= 0:
+        return
+    if mode == _TOUCH:
+        touched[here : here + count] = 1
+        return
+    line = accumulator[here : here + count]
+    value = values[there : there + count]
+    if mode == _SELECT:
+        for i in range(count):
+            line[i] = cast(value[i])
+    elif mode == _PRESENT:
+        part = shares[share : share + count]
+        came = present[here : here + count]
+        mark = touched[here : here + count]
+        for i in range(count):
+            if omit and value[i] != value[i]:
+                mark[i] = 1
+            else:
+                line[i] += cast(weight * part[i]) * cast(value[i])
+                came[i] += cast(weight * part[i])
+    elif mode == _NEAREST:
+        away = nearest[here : here + count]
+        for i in range(count):
+            d = off + 2 * i
+            near = squared + d * d
+            if near < away[i] and not (omit and value[i] != value[i]):
+                line[i] = cast(value[i])
+                away[i] = near
+    else:
+        mark = touched[here : here + count]
+        for i in range(count):
+            v = cast(value[i])
+            if omit and v != v:
+                continue
+            better = v > line[i] if mode == _MAX else v < line[i]
+            if better or v != v or mark[i] == 0:
+                line[i] = v
+            mark[i] = 1
+
+
+@compiled
 def _blend(
     mode: int,
     omit: bool,
@@ -337,7 +388,6 @@ def _blend(
     channels: int,
     channel_step: int,
 ) -> None:
-    cast = accumulator.dtype.type
     n = patch.size
     x, y = n - 1, n - 2
     width = patch[x]
@@ -394,58 +444,29 @@ def _blend(
                             hi[place] - lo[place],
                         )
                 for k in range(lo[top], hi[top] if mode != _ADD else lo[top]):
-                    # a whole row of patches per line: the line stays in the fastest cache
                     p = starts[top] - origin[y] + k
                     if y == 0:
                         p = p % planes
-                    at = base + p * steps[y]
                     d = 2 * k - patch[y] + 1
-                    squared = outer_squared + d * d
-                    weight = outer_weight * shares[first_share[y] + index[y] * patch[y] + k]
                     for r in range(b, end):
                         place = first[x] + index[x] + (r - b)
-                        from_, count = lo[place], hi[place] - lo[place]
-                        if count > 0:
-                            here = at + starts[place] + from_
-                            there = (r * channels + c) * size
-                            there += (inside * patch[y] + k) * width + from_
-                            share = first_share[x] + (index[x] + r - b) * width + from_
-                            part = shares[share : share + count]
-                            if mode == _TOUCH:
-                                touched[here : here + count] = 1
-                                continue
-                            line = accumulator[here : here + count]
-                            value = values[there : there + count]
-                            if mode == _SELECT:
-                                for i in range(count):
-                                    line[i] = cast(value[i])
-                            elif mode == _PRESENT:
-                                came = present[here : here + count]
-                                mark = touched[here : here + count]
-                                for i in range(count):
-                                    if omit and value[i] != value[i]:
-                                        mark[i] = 1
-                                    else:
-                                        line[i] += cast(weight * part[i]) * cast(value[i])
-                                        came[i] += cast(weight * part[i])
-                            elif mode == _NEAREST:
-                                away = nearest[here : here + count]
-                                for i in range(count):
-                                    d = 2 * (from_ + i) - width + 1
-                                    near = squared + d * d
-                                    if near < away[i] and not (omit and value[i] != value[i]):
-                                        line[i] = cast(value[i])
-                                        away[i] = near
-                            else:
-                                mark = touched[here : here + count]
-                                for i in range(count):
-                                    v = cast(value[i])
-                                    if omit and v != v:
-                                        continue
-                                    better = v > line[i] if mode == _MAX else v < line[i]
-                                    if better or v != v or mark[i] == 0:
-                                        line[i] = v
-                                    mark[i] = 1
+                        _put_line(
+                            mode,
+                            omit,
+                            accumulator,
+                            present,
+                            touched,
+                            nearest,
+                            base + p * steps[y] + starts[place] + lo[place],
+                            values,
+                            (r * channels + c) * size + (inside * patch[y] + k) * width + lo[place],
+                            hi[place] - lo[place],
+                            outer_weight * shares[first_share[y] + index[y] * patch[y] + k],
+                            shares,
+                            first_share[x] + (index[x] + r - b) * width + lo[place],
+                            outer_squared + d * d,
+                            2 * lo[place] - width + 1,
+                        )
                 for axis in range(y - 1, -1, -1):
                     place = first[axis] + index[axis]
                     j[axis] += 1
@@ -453,63 +474,3 @@ def _blend(
                         break
                     j[axis] = lo[place]
         b = end
-
-
-def finish(values: Array, out: Array) -> int:
-    """Write finished values as the output dtype; gives the number of values clipped.
-
-    On the way to whole numbers: round half to even, clip to the dtype's range, NaN to 0;
-    values out of range and NaNs are counted. `values` and `out` have the same shape.
-    """
-    if out.dtype.kind not in "iu" or values.dtype == out.dtype:
-        if out.dtype == np.bool_ and values.dtype != np.bool_:
-            raise SettingError(
-                f"values of {values.dtype} cannot become dtype bool without a threshold; "
-                f"give one with finalize="
-            )
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(out, values, casting="unsafe")
-        return 0
-    limits = np.iinfo(out.dtype)
-    if values.dtype.kind in "iub":  # without floats: they lose the last bits of 64
-        own = np.iinfo(np.uint8 if values.dtype.kind == "b" else values.dtype)
-        low, high = max(limits.min, own.min), min(limits.max, own.max)
-        beyond = np.count_nonzero(values < low) + np.count_nonzero(values > high)
-        np.copyto(out, np.clip(values, low, high) if beyond else values, casting="unsafe")
-        return int(beyond)
-    if values.dtype == np.float16:
-        values = values.astype(np.float32)
-    if values.ndim < 2:
-        values, out = values[None], out[None]
-    clipped = 0
-    kind = out.dtype.type
-    for place in np.ndindex(values.shape[:-2]):
-        clipped += _round(
-            np.ascontiguousarray(values[place]),
-            out[place],
-            float(limits.min),
-            float(limits.max),
-            kind(limits.min),
-            kind(limits.max),
-        )
-    return clipped
-
-
-@_compiled
-def _round(values: Array, out: Array, low: float, high: float, lowest: Any, highest: Any) -> int:
-    clipped = 0
-    for i in range(values.shape[0]):
-        for k in range(values.shape[1]):
-            v = np.rint(values[i, k])
-            if v >= low and v < high:
-                out[i, k] = v
-            elif v >= high:
-                out[i, k] = highest
-                clipped += v > high
-            elif v < low:
-                out[i, k] = lowest
-                clipped += 1
-            else:
-                out[i, k] = 0
-                clipped += 1
-    return clipped

@@ -25,11 +25,12 @@ from volpatch.flight import Flight
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import Box, PatchGrid
 from volpatch.holes import Skips
-from volpatch.kernels import Sums, blend, cut, finish
+from volpatch.kernels import Sums, blend, cut
 from volpatch.ledger import Recorder
 from volpatch.planner import Plan
 from volpatch.recipe import Recipe
 from volpatch.region import Caller, Place, Read, Stopped, Stream, learn, made_up, read_padded
+from volpatch.rounding import finish
 from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
 from volpatch.storage.source import Source
 from volpatch.storage.target import Site, TargetSpec
