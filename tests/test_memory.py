@@ -78,8 +78,10 @@ def measured(**options):
     return peak, json.loads(said[0])
 
 
-def check_prediction(peak, report):
-    assert peak <= report["predicted_bytes"] <= 1.5 * peak, (
+def check_prediction(peak, report, workers):
+    # on a busy machine, two workers may not come to their peaks at the same time
+    most = 1.5 if workers == 1 else 2
+    assert peak <= report["predicted_bytes"] <= most * peak, (
         f"{peak / MIB:.0f} MiB measured, {report['predicted_bytes'] / MIB:.0f} predicted"
     )
     # the report's own figure is that of the kernel, which misses no spike between samples
@@ -91,6 +93,7 @@ def check_prediction(peak, report):
     [
         ("uint16", None, {"function": "half", "memory_limit": "420MiB"}),
         ("float32", 128, {"function": "half", "memory_limit": "700MiB"}),
+        ("float32", None, {"function": "half", "memory_limit": "450MiB", "workers": 1}),
         ("uint16", None, {"function": "four", "memory_limit": "1GiB", "backend": "processes"}),
         (
             "uint16",
@@ -110,7 +113,8 @@ def test_memory_stays_under_the_prediction(tmp_path, dtype, shards, options):
         "shards": shards,
         "codec": "zstd:1",
     } | options
-    check_prediction(*measured(source=source, target=str(tmp_path / "out.zarr"), **options))
+    told = measured(source=source, target=str(tmp_path / "out.zarr"), **options)
+    check_prediction(*told, options["workers"])
 
 
 def sizes_at_one_limit(folder, small, *, factor, **options):
@@ -187,5 +191,6 @@ def test_memory_table(tmp_path, shards, dtype, function, backend):
             workers=2,
             backend=backend,
             memory_limit="1200MiB" if backend == "threads" else "1600MiB",
-        )
+        ),
+        workers=2,
     )
