@@ -14,6 +14,7 @@ def compiled(function: F) -> F:
     """Compile without the GIL, keeping machine code on disk where a folder allows it."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        made: F = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no place that numba could write its cache to
-        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+        made = numba.njit(**options)(function)
+    return made

@@ -423,33 +423,36 @@ def _blend(
                     d = 2 * j[axis] - patch[axis] + 1
                     outer_squared += d * d
                     outer_weight *= shares[first_share[axis] + index[axis] * patch[axis] + j[axis]]
-                if mode == _ADD:
-                    for r in range(b, end):
-                        place = first[x] + index[x] + (r - b)
+                row = starts[top] - origin[y]
+                ring = planes if y == 0 else _NO_RING
+                share_y = first_share[y] + index[y] * patch[y]
+                for r in range(b, end):
+                    place = first[x] + index[x] + (r - b)
+                    here = base + starts[place] + lo[place]
+                    there = (r * channels + c) * size + inside * patch[y] * width + lo[place]
+                    share_x = first_share[x] + (index[x] + r - b) * width + lo[place]
+                    count = hi[place] - lo[place]
+                    if mode == _ADD:
                         _add_lines(
                             accumulator,
-                            base + starts[place] + lo[place],
-                            starts[top] - origin[y],
-                            planes if y == 0 else _NO_RING,
+                            here,
+                            row,
+                            ring,
                             steps[y],
                             values,
-                            (r * channels + c) * size + inside * patch[y] * width + lo[place],
+                            there,
                             width,
                             lo[top],
                             hi[top],
                             outer_weight,
                             shares,
-                            first_share[y] + index[y] * patch[y],
-                            first_share[x] + (index[x] + r - b) * width + lo[place],
-                            hi[place] - lo[place],
+                            share_y,
+                            share_x,
+                            count,
                         )
-                for k in range(lo[top], hi[top] if mode != _ADD else lo[top]):
-                    p = starts[top] - origin[y] + k
-                    if y == 0:
-                        p = p % planes
-                    d = 2 * k - patch[y] + 1
-                    for r in range(b, end):
-                        place = first[x] + index[x] + (r - b)
+                        continue
+                    for k in range(lo[top], hi[top]):
+                        d = 2 * k - patch[y] + 1
                         _put_line(
                             mode,
                             omit,
@@ -457,13 +460,13 @@ def _blend(
                             present,
                             touched,
                             nearest,
-                            base + p * steps[y] + starts[place] + lo[place],
+                            here + (row + k) % ring * steps[y],
                             values,
-                            (r * channels + c) * size + (inside * patch[y] + k) * width + lo[place],
-                            hi[place] - lo[place],
-                            outer_weight * shares[first_share[y] + index[y] * patch[y] + k],
+                            there + k * width,
+                            count,
+                            outer_weight * shares[share_y + k],
                             shares,
-                            first_share[x] + (index[x] + r - b) * width + lo[place],
+                            share_x,
                             outer_squared + d * d,
                             2 * lo[place] - width + 1,
                         )

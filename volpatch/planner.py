@@ -316,14 +316,14 @@ class Plan:
         figures = self.figures
         reach = [f.reach for f in figures]
         planes = _ring_planes(recipe.grid.axes[0], recipe.owns, self.axes[0], self.read_layer)
-        batch = (recipe.batch_size or 1) * math.prod(patch)
+        size = recipe.batch_size or 1
+        single = self._channels_in * math.prod(patch) * recipe.input_dtype.itemsize
         acc_planes = min(patch[0], self.region[0])
         channels, final = recipe.channels_out or 1, recipe.out_channels or 1
         source = recipe.source_dtype.itemsize
         ring = recipe.input_dtype.itemsize if recipe.halves else source
-        result = channels * batch * recipe.known_result.itemsize
-        given = self._channels_in * batch * recipe.input_dtype.itemsize
-        waiting = self._channels_in * recipe.together * math.prod(patch)
+        result = channels * size * math.prod(patch) * recipe.known_result.itemsize
+        given = size * single
         layer = min(self.chunks[0], self.region[0])
         out = recipe.out_dtype.itemsize
         packed = 1 if self.source.shards else 2  # a chunk is there both encoded and decoded
@@ -337,7 +337,7 @@ class Plan:
             * packed
             * source,
             "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
-            "batch and its result": waiting * recipe.input_dtype.itemsize + 2 * result,
+            "batch and its result": recipe.together * single + 2 * result,
             "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
             "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
             "finished layer": final * layer * face * out,

@@ -22,8 +22,9 @@ from volpatch.window import Window
 # visits of a voxel x magnitude of a value that float32 sums still round right for whole numbers
 FLOAT32_LIMIT = 2**22
 FLOAT_MAGNITUDE = 2**16
+# of small patches that are cut at a time: they are in cache still when the function gets them
+TOGETHER_BYTES = 2**19
 # that `finalize` is given at a time, to bound what it makes of them
-TOGETHER_BYTES = 2**19  # of small patches that are cut at a time: in cache still when called
 FINALIZE_PLANES = 8
 
 DType = np.dtype[Any]
@@ -173,7 +174,7 @@ class Recipe:
 
     @property
     def together(self) -> int:
-        """Patches that are cut, and blended, at a time: a batch, or some that are small."""
+        """Patches that are cut at a time: a batch, or some that are small."""
         if self.batch_size is not None:
             return self.batch_size
         patch = (self.channels_in or 1) * math.prod(self.grid.patch) * self.input_dtype.itemsize

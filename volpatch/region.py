@@ -34,8 +34,6 @@ Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels
 Group = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
-
-
 _OPEN = nullcontext()
 
 
@@ -99,9 +97,9 @@ class Caller:
                 f"{self.name} raised {type(error).__name__} on {_where(patch, len(batch))}: "
                 f"{said(error)}"
             ) from error
-        if _as_known(result, recipe, len(batch)):
-            return np.ascontiguousarray(result)[None] if single else np.ascontiguousarray(result)
-        problem = _problem(result, recipe, len(batch))
+        problem = None
+        if not _as_known(result, recipe, len(batch)):
+            problem = _problem(result, recipe, len(batch))
         if problem:
             raise FunctionError(
                 f"{self.name} returned {problem[0]} for {_where(patch, len(batch))}, "
@@ -125,10 +123,15 @@ def _as_known(result: Any, recipe: Recipe, count: int) -> bool:
     """Whether a function returned just what it did before: most calls need no other look."""
     if type(result) is not np.ndarray or recipe.result_dtype is None:
         return False
+    known = bool(result.dtype == recipe.result_dtype)
+    return known and result.shape == _known_shape(recipe, count)
+
+
+def _known_shape(recipe: Recipe, count: int) -> tuple[int, ...]:
+    """Of what the function returns for `count` patches, once it is known."""
     batched = () if recipe.batch_size is None else (count,)
     own = () if recipe.channels_out is None else (recipe.channels_out,)
-    shape = (*batched, *own, *recipe.grid.patch)
-    return bool(result.dtype == recipe.result_dtype) and result.shape == shape
+    return (*batched, *own, *recipe.grid.patch)
 
 
 def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
@@ -143,15 +146,14 @@ def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
     if result.dtype.kind not in "biuf" or result.dtype.itemsize > 8:
         return f"dtype {result.dtype}", "real numbers of up to 64 bits"
     known = recipe.result_dtype
-    batched = () if recipe.batch_size is None else (count,)
-    plain = (*batched, *recipe.grid.patch)
     if known is None:
+        batched = () if recipe.batch_size is None else (count,)
+        plain = (*batched, *recipe.grid.patch)
         channels = result.shape[len(batched) : len(batched) + 1]
         shapes = [plain, (*batched, *channels, *recipe.grid.patch)]
         wanted = f"{plain}, or the same with channels {(*batched, 'C', *recipe.grid.patch)}"
     else:
-        own = () if recipe.channels_out is None else (recipe.channels_out,)
-        shapes = [(*batched, *own, *recipe.grid.patch)]
+        shapes = [_known_shape(recipe, count)]
         wanted = str(shapes[0])
     if result.shape not in shapes or 0 in result.shape:
         return f"shape {result.shape}", wanted
@@ -411,12 +413,11 @@ class Stream:
             self.stats.patches += len(ids)
             self.tick(len(ids) + len(missing))
 
-    def _reach(self, number: int, skipped: list[tuple[int, NDArray[np.int64]]]) -> Blender:
-        """The accumulator, moved on to a row of patches."""
+    def _reach(self, number: int, skipped: list[tuple[int, NDArray[np.int64]]]) -> None:
+        """Move the accumulator on to a row of patches."""
         blender = self._blender()
         self._skip(blender, skipped)
         blender.hand_over(blender.first_plane(number))
-        return blender
 
     def _call(
         self,
