@@ -51,16 +51,17 @@ def _panel(ax: Any, series: str, label: str, tables: list[Table]) -> None:
         points = sorted((size, _value(row, label)) for size, row in found if row is not None)
         if not points:
             continue
-        ours = name.startswith("volpatch")
+        who, _, variant = name.partition(", ")
         ax.plot(
             *zip(*points, strict=True),
             marker="o",
-            ls="--" if "fsync" in name else "-",
+            ls={"": "-", "fsync": "--"}.get(variant, ":"),
             label=name,
-            color=COLORS.get(name.removesuffix(", fsync")),
-            lw=2.2 if ours else 1.2,
+            color=COLORS.get(who),
+            lw=2.2 if who == "volpatch" else 1.2,
         )
     ax.set(title=series, xlabel="voxels", ylabel=label, xscale="log")
+    ax.tick_params(axis="x", which="minor", labelbottom=False)
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=7)
