@@ -78,14 +78,19 @@ def measured(**options):
     return peak, json.loads(said[0])
 
 
-def check_prediction(peak, report, workers):
-    # on a busy machine, two workers may not come to their peaks at the same time
-    most = 1.5 if workers == 1 else 2
-    assert peak <= report["predicted_bytes"] <= most * peak, (
-        f"{peak / MIB:.0f} MiB measured, {report['predicted_bytes'] / MIB:.0f} predicted"
-    )
-    # the report's own figure is that of the kernel, which misses no spike between samples
-    assert report["peak_bytes"] == pytest.approx(peak, rel=0.1)
+def check_prediction(folder, **options):
+    """Every run stays under it; and of some, the highest is near: peaks of workers must meet."""
+    highest = 0
+    for attempt in range(3):
+        peak, report = measured(target=str(folder / f"out-{attempt}.zarr"), **options)
+        told = f"{peak / MIB:.0f} MiB measured, {report['predicted_bytes'] / MIB:.0f} predicted"
+        assert peak <= report["predicted_bytes"], told
+        # the report's own figure is that of the kernel, which misses no spike between samples
+        assert report["peak_bytes"] == pytest.approx(peak, rel=0.1)
+        highest = max(highest, peak)
+        if report["predicted_bytes"] <= 1.5 * highest:
+            return
+    pytest.fail(told)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +118,7 @@ def test_memory_stays_under_the_prediction(tmp_path, dtype, shards, options):
         "shards": shards,
         "codec": "zstd:1",
     } | options
-    told = measured(source=source, target=str(tmp_path / "out.zarr"), **options)
-    check_prediction(*told, options["workers"])
+    check_prediction(tmp_path, source=source, **options)
 
 
 def sizes_at_one_limit(folder, small, *, factor, **options):
@@ -180,17 +184,14 @@ def test_memory_does_not_follow_big_volumes(tmp_path, backend):
 def test_memory_table(tmp_path, shards, dtype, function, backend):
     source = store(tmp_path / "in.zarr", (256, 512, 512), dtype, shards=shards)
     check_prediction(
-        *measured(
-            source=source,
-            target=str(tmp_path / "out.zarr"),
-            function=function,
-            patch=64,
-            overlap="50%",
-            chunks=64,
-            shards=shards,
-            workers=2,
-            backend=backend,
-            memory_limit="1200MiB" if backend == "threads" else "1600MiB",
-        ),
+        tmp_path,
+        source=source,
+        function=function,
+        patch=64,
+        overlap="50%",
+        chunks=64,
+        shards=shards,
         workers=2,
+        backend=backend,
+        memory_limit="1200MiB" if backend == "threads" else "1600MiB",
     )
