@@ -28,7 +28,7 @@ from volpatch.layout import Layout
 from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
 
 # an interpreter with everything imported and compiled, and one that only waits for others
-INTERPRETER_BYTES = 230 * 2**20
+INTERPRETER_BYTES = 234 * 2**20
 PARENT_BYTES = 160 * 2**20
 # stored chunks that one reader keeps on their way from the store to the ring
 CHUNKS_IN_FLIGHT = 4
