@@ -17,6 +17,7 @@ from volpatch import (
     VolpatchError,
     coverage,
     extract,
+    iter_patches,
     map_patches,
     merge,
     open_volume,
@@ -107,6 +108,59 @@ def test_settings_are_refused_in_words(options, message):
     options = {"patch": 3, "window": "crop", "edge": "drop", "stride": 4, "fill": 0} | options
     with pytest.raises(VolpatchError, match=message):
         map_patches(identity, volume, **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [
+        ("uint64", 2**64 - 1),
+        ("uint64", np.uint64(2**64 - 1)),
+        ("uint64", 2**53 + 1),
+        ("int64", 2**63 - 1),
+        ("int64", -(2**63)),
+        ("int64", -(2.0**63)),
+        ("uint8", np.int8(127)),
+    ],
+)
+def test_fill_and_padding_are_exact_up_to_the_ends_of_a_dtype(tmp_path, dtype, number):
+    volume = np.arange(1, 12, dtype=dtype)
+    options = {"patch": 4, "stride": 5, "window": "crop", "edge": "drop", "fill": number}
+    got = map_patches(identity, volume, **options)
+    assert [int(v) for v in got] == [1, 2, 3, 4, int(number), 6, 7, 8, 9, int(number), int(number)]
+    padding = {"edge": "pad", "pad_mode": "constant", "pad_value": number}
+    last = [batch[0] for _, batch in iter_patches(volume, 4, stride=4, **padding)][-1]
+    assert [int(v) for v in last] == [9, 10, 11, int(number)]
+    grid = PatchGrid((11,), 4, 4, edge="pad")
+    last = extract(volume, 4, stride=4, **padding)[-1]
+    assert [int(v) for v in last] == [9, 10, 11, int(number)]
+    to_zarr(volume.reshape(1, 11), tmp_path / "in.zarr", chunks=4)
+    options = {**options, "patch": (1, 4), "stride": (1, 5)}
+    run(identity, tmp_path / "in.zarr", tmp_path / "out.zarr", **options)
+    np.testing.assert_array_equal(open_volume(tmp_path / "out.zarr").values[0], got)
+    merger = Merger(PatchGrid((11,), 4, 5, edge="drop"), window="crop", fill=number)
+    for index, box in enumerate(merger.grid):
+        merger.add(index, volume[box.slices])
+    np.testing.assert_array_equal(merger.result(), got)
+    assert grid.uncovered == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "message"),
+    [
+        ("uint64", 2**64, "cannot be held by uint64"),
+        ("uint64", float(2**64), "cannot be held by uint64"),
+        ("int64", 2**63, "cannot be held by int64"),
+        ("int64", float(2**63), "cannot be held by int64"),
+        ("int64", -(2**63) - 1, "cannot be held by int64"),
+        ("float32", 1e39, r"cannot be held by float32: its largest value is 3.40282e\+38"),
+        ("float32", 10**400, "cannot be held by float32"),
+    ],
+)
+def test_fill_beyond_a_dtype_is_refused(dtype, number, message):
+    for name in ("fill", "pad_value"):
+        options = {"window": "crop", "dtype": dtype, name: number}
+        with pytest.raises(SettingError, match=f"{name} .*{message}"):
+            map_patches(identity, np.ones(9, dtype), 4, **options)
 
 
 @pytest.mark.parametrize(

@@ -79,14 +79,22 @@ def scanned_starts(axis):
     found, end = [], axis.offset
     for start in range(axis.offset, axis.size, axis.stride):
         if axis.edge != "pad" and start + axis.patch > axis.size:
-            if axis.edge == "shift" and end < axis.size:
-                found.append(axis.size - axis.patch)
             break
         if axis.edge == "pad" and found and end >= axis.size:
             break
         found.append(start)
         end = start + axis.patch
+    if axis.edge == "shift" and end < axis.size:
+        found.append(axis.size - axis.patch)
     return tuple(found)
+
+
+def test_the_last_patch_is_pulled_back_also_where_the_stride_is_larger():
+    assert AxisGrid(10, 4, 5).starts == (0, 5, 6)
+    assert AxisGrid(11, 4, 5).starts == (0, 5, 7)
+    assert AxisGrid(9, 4, 5).starts == (0, 5)
+    assert AxisGrid(12, 4, 9, offset=1).starts == (1, 8)
+    assert PatchGrid((10, 11), 4, 5).uncovered == 10 * 11 - 9 * 10
 
 
 @given(axis_grids())

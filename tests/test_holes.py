@@ -223,6 +223,27 @@ def test_settings_that_cannot_be(options, message):
         map_patches(identity, distinct((9, 9)), 4, **options)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_nan_is_no_value_at_or_above_a_number(dtype):
+    volume = np.zeros((4, 16), dtype)
+    volume[0, 0] = volume[0, 6] = np.nan
+    volume[1, 4:8] = np.nan
+    volume[2, 6], volume[3, 9] = 5, 1
+    called = []
+
+    def note(patch):
+        called.append(patch.copy())
+        return patch
+
+    got = map_patches(note, volume, 4, stride=4, skip=1, fill=-1)
+    assert [np.nanmax(patch) for patch in called] == [5, 1]
+    assert (got[:, :4] == -1).all()
+    assert (got[:, 12:] == -1).all()
+    np.testing.assert_array_equal(got[:, 4:12], volume[:, 4:12])
+    with pytest.raises(SettingError, match="skip is NaN, and no value is at or above it"):
+        map_patches(note, volume, 4, skip=float("nan"))
+
+
 def test_a_skip_that_raises_is_named():
     with pytest.raises(FunctionError, match="skip raised ZeroDivisionError"):
         map_patches(identity, distinct((9, 9)), 4, skip=lambda p: 1 / 0)

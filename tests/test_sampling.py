@@ -607,6 +607,14 @@ def test_given_centres_are_where_patches_are_centred(spot, data):
         np.testing.assert_array_equal(values, volume[here])
 
 
+@pytest.mark.parametrize("patch", [(3, 5), (4, 6), (1, 2), (4, 5)])
+def test_the_centres_of_a_grid_give_its_patches(patch):
+    volume = distinct((11, 13))
+    grid = PatchGrid(volume.shape, patch, (2, 3))
+    got = sample_patches(volume, patch, at=grid.centers)
+    assert [tuple(o) for o in got.origins.tolist()] == list(grid.origins)
+
+
 def test_each_needed_chunk_is_read_once_per_volume_and_no_other():
     shape, patch = (40, 50, 60), (9, 10, 11)
     image = Counted(distinct((2, *shape)), (1, 16, 16, 16))

@@ -11,6 +11,18 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 
+def _number(text: str) -> int | float:
+    """A number; whole ones as they are written, because a float loses the last bits of 64."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number such as 0 or 0.5") from None
+
+
 def _numbers(text: str) -> int | tuple[int, ...]:
     """One whole number, or one per axis."""
     try:
@@ -61,7 +73,7 @@ class TopicCommand(click.Command):
 # how a value is read, by the way it is shown in the help
 _TYPES: dict[str, Any] = {
     "N": int,
-    "X": float,
+    "X": _number,
     "N[,N…]": _numbers,
     "NAME[,NAME…]": _words,
     "N|N%[,…]": _words,

@@ -228,7 +228,9 @@ class AxisGrid:
         room = self.size - self.offset - self.patch
         if self.edge == "drop":
             return room // self.stride + 1 if room >= 0 else 0
-        return min(max(0, -(-room // self.stride)) + 1, self._inside)
+        count = max(0, -(-room // self.stride)) + 1
+        # one that is pulled back is there also where its regular start would lie beyond the end
+        return count if self.edge == "shift" else min(count, self._inside)
 
     @property
     def _inside(self) -> int:

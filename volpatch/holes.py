@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.errors import FunctionError, SettingError
+from volpatch.recipe import plain_number
 from volpatch.tables import Tables
 
 Array = NDArray[Any]
@@ -25,7 +26,7 @@ class Skips:
     mask : array-like on the grid of the patched axes, or coarser; anything with a shape
         that can be sliced. A patch is skipped when the mask is zero throughout its box.
     skip : predicate on the patch as the function would get it, or a number: patches whose
-        largest value is below it are skipped.
+        largest value is below it are skipped; a NaN is no value.
     shape : of the volume along the patched axes.
     channels : whether the function is given a channel axis.
     """
@@ -73,7 +74,8 @@ class Skips:
         if self.skip is None:
             return False
         if not callable(self.skip):
-            return bool(patch.max() < self.skip)
+            # fmax passes over NaNs, and a NaN that is left is not at or above any number
+            return not np.fmax.reduce(patch, axis=None) >= self.skip
         given = patch if self.channels else patch[0]
         try:
             return bool(self.skip(given.copy()))
@@ -97,9 +99,12 @@ def make_skips(mask: Any, skip: Any, shape: Sequence[int], *, channels: bool) ->
     """What skips patches, or None where nothing does."""
     if mask is None and skip is None:
         return None
-    number = isinstance(skip, int | float | np.number) and not isinstance(skip, bool)
+    skip = plain_number(skip)
+    number = isinstance(skip, int | float) and not isinstance(skip, bool)
     if skip is not None and not callable(skip) and not number:
         raise SettingError(f"skip must be a function of a patch, or a number; got {skip!r}")
+    if number and skip != skip:
+        raise SettingError("skip is NaN, and no value is at or above it; give a number")
     if mask is not None and not hasattr(mask, "shape"):
         mask = np.asarray(mask)
     return Skips(mask, skip, tuple(shape), channels)

@@ -57,14 +57,32 @@ def check_dtype(dtype: Any, what: str) -> DType:
     return found
 
 
+def plain_number(value: Any) -> Any:
+    """A number of any kind as Python's own, which compares exactly and goes into JSON.
+
+    >>> plain_number(np.uint64(2**64 - 1)), plain_number(np.float32(0.5)), plain_number("a")
+    (18446744073709551615, 0.5, 'a')
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def check_number(value: Any, dtype: DType, what: str) -> None:
     """Refuse a value that is no number, or that the dtype cannot hold."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+    number = plain_number(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
         raise SettingError(f"{what} must be a number, got {value!r}")
     if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
+        if largest < abs(number) < math.inf:
+            raise SettingError(
+                f"{what} {value!r} cannot be held by {dtype}: its largest value is {largest:.6g}; "
+                f"choose another dtype"
+            )
         return
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    if not low <= float(value) <= high or float(value) % 1:
+    if not low <= number <= high or number % 1:
         raise SettingError(
             f"{what} {value!r} cannot be held by {dtype}: it must be a whole number from {low} to "
             f"{high}, or choose another dtype"
@@ -113,6 +131,8 @@ class Recipe:
     holes: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("fill", "pad_value"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         if self.batch_size is not None and self.batch_size < 1:
             raise SettingError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.pad_mode not in PAD_MODES:

@@ -76,7 +76,8 @@ def sample_patches(
         Mask on the patched axes' grid or coarser: only centres where it is not zero are
         drawn, all of them equally likely. Read by chunks, twice.
     at : (n, ndim) numbers, optional
-        Centres in voxels, instead of random ones; rounded to the nearest voxel.
+        Centres in voxels, instead of random ones; rounded to the nearest voxel, halves up,
+        so that those of even patches, as in `PatchGrid.centers`, give the patches back.
     balance : like `where`, of non-negative integers, optional
         Patch i is centred on the class number i modulo the count of classes, from those
         present among the admissible centres, in ascending order: all as often, whatever
@@ -225,7 +226,8 @@ def _at(at: Any, room: Room) -> Ints:
             f"at must be finite numbers of shape (points, {ndim}), one row per centre; got "
             f"{f'shape {points.shape}' if points.shape else repr(at)}"
         )
-    centres = np.rint(points)
+    # the centre of an even patch lies between two voxels, and the later one counts
+    centres = np.floor(points) + (points % 1 >= 0.5)
     outside = np.flatnonzero(((centres < room.low) | (centres >= room.high)).any(axis=1))
     if len(outside):
         raise SettingError(
