@@ -138,6 +138,13 @@ def test_crop_parts_of_odd_overlaps_and_of_a_shifted_last_patch():
 def test_a_callable_is_asked_for_its_weights():
     assert sample(lambda n: range(1, n + 1), 4).tolist() == [1, 2, 3, 4]
     assert sample(np.hamming, 3).tolist() == np.hamming(3).tolist()
+    # what is positive counts for something, however little, and sums stay finite
+    assert sample(lambda n: [0, 1e-300, 1, 1e-3, 0, 0], 6).tolist() == [0, 2**-20, 1, 1e-3, 0, 0]
+    assert sample(lambda n: [5e307, 1e308, 5e-324], 3).max() < 2
+    assert sample(lambda n: [5e-324] * 3, 3).tolist() == [0.5] * 3
+    for sigma in ("0.001", "1e-200", "5e-324"):
+        narrow = sample(f"gaussian:{sigma}", 4)
+        assert (narrow / narrow.max()).tolist() == [2**-20, 1, 1, 2**-20]
 
 
 def broken(n):
@@ -152,6 +159,9 @@ def broken(n):
         (lambda n: -np.ones(n), "must be finite and not negative"),
         (broken, r"window broken\(5\) must be finite and not negative"),
         (lambda n: np.full(n, np.nan), "must be finite and not negative"),
+        (lambda n: np.full(n, 1e308), r"sum to infinity, the largest is 1e\+308; divide them"),
+        (lambda n: np.zeros(n), r"leaves every voxel without any weight: all are 0"),
+        (lambda n: abs(np.arange(n) - 2), "is 0 at place 2, between positive weights; only at"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(window, message):
@@ -163,7 +173,7 @@ def test_a_voxel_without_any_weight_is_refused():
     def without_rim(n):
         return np.r_[0, np.ones(n - 2), 0]
 
-    with pytest.raises(SettingError, match=r"leaves 2 voxels of x without any weight, first 0"):
+    with pytest.raises(SettingError, match=r"leaves voxel 0 of x without any weight: .* 4 weights"):
         axis_shares(AxisGrid(10, 4, 2, name="x"), without_rim, range(4))
 
 

@@ -23,6 +23,7 @@ from volpatch.kernels import FAR, Sums, blend, touch
 from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
 from volpatch.rounding import finish
 from volpatch.tables import Ring, Tables
+from volpatch.window import counted
 
 Array = NDArray[Any]
 Finalize = Callable[[Array], Array]
@@ -156,18 +157,26 @@ class Blender:
 
     def add(self, ids: NDArray[np.int64], values: Array) -> None:
         """Blend the values (B, [channels,] *patch), in C order, of the patches `ids`."""
-        if self.recipe.nan == "raise" and values.dtype.kind == "f" and np.isnan(values).any():
-            raise self._nan_found(ids, values)
+        if self.recipe.nan == "raise" and values.dtype.kind == "f":
+            self._refuse_nan(ids, values)
         if len(ids):
             blend(self.sums, self.tables, ids, values, self.mode, omit=self.recipe.omits)
 
-    def _nan_found(self, ids: NDArray[np.int64], values: Array) -> FunctionError:
-        bad = np.argwhere(np.isnan(values))[0]
+    def _refuse_nan(self, ids: NDArray[np.int64], values: Array) -> None:
+        recipe = self.recipe
+        ends = [(0, n) for n in recipe.grid.patch]
+        if recipe.averages:  # where the window is 0 nothing counts
+            ends = list(map(counted, recipe.windows, recipe.grid.patch))
+        part: tuple[Any, ...] = (..., *(slice(*e) for e in ends))
+        found = np.isnan(values[part])
+        if not found.any():
+            return
+        bad = np.argwhere(found)[0]
         position = self.tables.position(int(ids[bad[0]]))
-        box = self.recipe.grid.box(position)
+        box = recipe.grid.box(position)
         inside = bad[len(bad) - box.ndim :]
-        voxel = tuple(int(a + b) for a, b in zip(box.start, inside, strict=True))
-        return FunctionError(
+        voxel = tuple(int(a + e + b) for a, (e, _), b in zip(box.start, ends, inside, strict=True))
+        raise FunctionError(
             f"a NaN came back for patch {position} at {box}, at voxel {voxel}; nan='propagate' "
             f"lets it pass, nan='omit' leaves it out"
         )

@@ -17,11 +17,12 @@ import numpy as np
 
 from volpatch.errors import GridError, SettingError
 from volpatch.geometry import PAD_MODES, PatchGrid
-from volpatch.window import Window
+from volpatch.window import Window, check_window
 
 # visits of a voxel x magnitude of a value that float32 sums still round right for whole numbers
 FLOAT32_LIMIT = 2**22
 FLOAT_MAGNITUDE = 2**16
+FLOAT32_AXES = 5
 # of small patches that are cut at a time: they are in cache still when the function gets them
 TOGETHER_BYTES = 2**19
 # that `finalize` is given at a time, to bound what it makes of them
@@ -140,6 +141,9 @@ class Recipe:
                 f"pad_mode must be one of {', '.join(PAD_MODES)}; got {self.pad_mode!r}"
             )
         self._check_rules()
+        if self.averages:
+            for axis, window in zip(self.grid.axes, self.windows, strict=True):
+                check_window(axis, window)
         uncovered, shape = self.grid.uncovered, self.grid.shape
         if uncovered and self.fill is None:
             raise GridError(
@@ -236,6 +240,8 @@ class Recipe:
             limits = np.iinfo(result)
             magnitude = max(int(limits.max), -int(limits.min))
         single = self.grid.most_visits * magnitude <= FLOAT32_LIMIT
+        # shares are at least about 2**-20 along each axis: more of them vanish in float32
+        single &= self.grid.ndim <= FLOAT32_AXES
         return np.dtype(np.float32 if single else np.float64)
 
     @property

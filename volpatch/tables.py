@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from volpatch.geometry import Box, PatchGrid
 from volpatch.recipe import Mode, Recipe
-from volpatch.window import axis_shares
+from volpatch.window import axis_shares, counted
 
 Array = NDArray[Any]
 
@@ -101,9 +101,12 @@ class Tables:
         ):
             at = np.array([axis.start(i) for i in chosen], dtype=np.int64)
             parts = [axis.own(i) if own else axis.span(i) for i in chosen]
+            first, stop = counted(window, axis.patch) if recipe.averages else (0, axis.patch)
             starts.append(at)
-            lo.append(np.array([max(p, a) for p, _ in parts], dtype=np.int64) - at)
-            hi.append(np.array([min(q, b) for _, q in parts], dtype=np.int64) - at)
+            here = np.array([max(p, a) for p, _ in parts], dtype=np.int64) - at
+            lo.append(np.maximum(here, first))
+            here = np.array([min(q, b) for _, q in parts], dtype=np.int64) - at
+            hi.append(np.minimum(here, stop))
             if recipe.averages:
                 shares.append(axis_shares(axis, window, chosen).ravel())
             else:  # nothing is weighted, but the loops look a weight up

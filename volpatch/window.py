@@ -9,6 +9,7 @@ share x value, with no weight volume beside it and nothing to divide by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ Window = str | Callable[[int], Any]
 # a narrow Gaussian underflows at its tails, and 0 / 0 would follow
 FLOOR = 2.0**-20
 SIGMA_PER_PATCH = 1 / 8
+# of a Gaussian, in voxels: below it all but the nearest weights are at the floor anyway, and
+# the nearest of an even patch, half a voxel away, would underflow too
+NARROWEST = 0.02
 
 
 def windows_per_axis(
@@ -76,14 +80,16 @@ def sample(window: Window, n: int) -> NDArray[np.float64]:
     ----------
     window : str or callable
         "constant", "hann", "triangle", "gaussian" (sigma = n / 8), "gaussian:SIGMA" with
-        sigma in voxels, or a function n -> n weights, finite and not negative.
+        sigma in voxels, or a function n -> n weights, finite and not negative, of a
+        finite sum; 0 at its ends only.
     n : int
         Patch size in voxels.
 
     Returns
     -------
     (n,) float64, dimensionless. Sampled at voxel centres, so that no built-in window
-    ever reaches zero and the faces of the volume are not dimmed.
+    ever reaches zero and the faces of the volume are not dimmed. What is positive is at
+    least 2**-20 of the largest, so that no product of shares vanishes.
 
     Examples
     --------
@@ -106,11 +112,22 @@ def sample(window: Window, n: int) -> NDArray[np.float64]:
     elif name == "triangle":
         weights = 1 - np.abs(place - middle) * 2 / n
     elif name == "gaussian":
-        weights = np.exp(-0.5 * ((place - middle) / (sigma or n * SIGMA_PER_PATCH)) ** 2)
+        width = max(sigma or n * SIGMA_PER_PATCH, NARROWEST)
+        weights = np.exp(-0.5 * ((place - middle) / width) ** 2)
     else:
         weights = np.ones(n)
+    # the tails of a narrow Gaussian underflow to 0, and count nevertheless
     floored: NDArray[np.float64] = np.maximum(weights, FLOOR * weights.max())
     return floored
+
+
+def _floored(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of a function, the positive ones no further apart than the built-in windows'."""
+    peak = float(weights.max())
+    if not 2.0**-500 < peak < 2.0**500:  # sums of several patches must not overflow either
+        weights = np.ldexp(weights, -math.frexp(peak)[1])
+        peak = float(weights.max())
+    return np.where(weights > 0, np.maximum(weights, FLOOR * peak), 0)
 
 
 def _checked(values: Any, window: Callable[[int], Any], n: int) -> NDArray[np.float64]:
@@ -120,7 +137,62 @@ def _checked(values: Any, window: Callable[[int], Any], n: int) -> NDArray[np.fl
         raise SettingError(f"window {name}({n}) gave shape {weights.shape}, wanted ({n},)")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise SettingError(f"window {name}({n}) must be finite and not negative, got {weights}")
-    return weights
+    with np.errstate(over="ignore"):
+        if not np.isfinite(weights.sum()):
+            raise SettingError(
+                f"the weights of window {name}({n}) sum to infinity, the largest is "
+                f"{weights.max():g}; divide them by it"
+            )
+    if not weights.any():
+        raise SettingError(
+            f"window {name}({n}) leaves every voxel without any weight: all are 0; give positive "
+            f"ones"
+        )
+    first, stop = _ends(weights)
+    inside = np.flatnonzero(weights[first:stop] == 0)
+    if len(inside):
+        raise SettingError(
+            f"window {name}({n}) is 0 at place {first + inside[0]}, between positive weights; only "
+            f"at its ends may it be"
+        )
+    return _floored(weights)
+
+
+def _ends(weights: NDArray[np.float64]) -> tuple[int, int]:
+    """Places [start, stop) of the positive weights."""
+    positive = np.flatnonzero(weights)
+    return int(positive[0]), int(positive[-1]) + 1
+
+
+def counted(window: Window, n: int) -> tuple[int, int]:
+    """Voxels [start, stop) of a patch that count: all but those at its ends of weight 0."""
+    return _ends(sample(window, n)) if callable(window) else (0, n)
+
+
+def check_window(axis: AxisGrid, window: Window) -> None:
+    """Refuse a window that cannot be, or that leaves a voxel under a patch without any weight."""
+    start, stop = counted(window, axis.patch)
+    bare = _first_bare(axis, start, stop)
+    if bare is not None:
+        raise SettingError(
+            f"the window leaves voxel {bare} of {axis.name} without any weight: of its "
+            f"{axis.patch} weights the first {start} and the last {axis.patch - stop} are 0, and "
+            f"no other patch counts there; choose one that is positive at its ends"
+        )
+
+
+def _first_bare(axis: AxisGrid, start: int, stop: int) -> int | None:
+    """First voxel under a patch that no patch counts at, if only [start, stop) of each does."""
+    count = axis.count
+    if count and start:
+        return axis.offset  # only the first patch is there
+    for number in {0, count - 1} if count and stop < axis.patch else ():
+        bare = axis.start(number) + stop
+        # of all steps to the next patch the first is the largest
+        end = axis.start(number + 1) if number + 1 < count else axis.size
+        if bare < end:
+            return bare
+    return None
 
 
 def axis_shares(axis: AxisGrid, window: Window, numbers: range) -> NDArray[np.float64]:
@@ -137,6 +209,7 @@ def axis_shares(axis: AxisGrid, window: Window, numbers: range) -> NDArray[np.fl
     SettingError
         If a custom window leaves a covered voxel without any weight.
     """
+    check_window(axis, window)
     if not len(numbers):
         return np.zeros((0, axis.patch))
     weights = sample(window, axis.patch)
@@ -151,12 +224,6 @@ def axis_shares(axis: AxisGrid, window: Window, numbers: range) -> NDArray[np.fl
     places = starts[:, None] + np.arange(axis.patch)
     inside = places < axis.size
     sums = total[places - first]
-    if (sums[inside] == 0).any():
-        bare = np.unique(places[inside & (sums == 0)])
-        raise SettingError(
-            f"the window leaves {bare.size} voxels of {axis.name} without any weight, first "
-            f"{bare[0]}; choose one that is positive there, or a smaller stride"
-        )
     shares: NDArray[np.float64] = np.zeros_like(sums)
     np.divide(weights, sums, out=shares, where=inside)
     return shares

@@ -402,7 +402,9 @@ def warm_up(recipe: Recipe) -> None:
     n = recipe.grid.ndim
     grid = PatchGrid((4,) * n, 2, 1)
     box = Box((0,) * n, grid.shape)
-    tables = Tables.of(replace(recipe, grid=grid), box)
+    # a window of the user's need not make sense for a patch of two voxels
+    windows = recipe.windows if recipe.crop else ("constant",) * n
+    tables = Tables.of(replace(recipe, grid=grid, windows=windows), box)
     ids = np.zeros(1, dtype=np.int64)
     source = Ring.new(box, 4, 1, recipe.input_dtype if recipe.halves else recipe.source_dtype, 0)
     cut(source, tables, ids, np.zeros((1, 1, *grid.patch), recipe.input_dtype))
