@@ -131,7 +131,7 @@ def test_a_roi_is_a_box_over_all_axes(roi, start, stop):
     ],
 )
 def test_a_roi_names_axes_and_channels(roi, start, stop):
-    assert parse_roi(roi, TCZYX, SHAPE5, ["GFP", "DAPI"]) == Box(start, stop)
+    assert parse_roi(roi, TCZYX, SHAPE5, {"c": ["GFP", "DAPI"]}) == Box(start, stop)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_rois_that_cannot_be_are_refused(roi, message):
 
 def test_an_unknown_channel_name_is_refused_with_the_known_ones():
     with pytest.raises(GridError, match=r"asks for 'RFP' on axis c, but its names are \['GFP',"):
-        parse_roi("c=RFP", TCZYX, SHAPE5, ["GFP", "DAPI"])
+        parse_roi("c=RFP", TCZYX, SHAPE5, {"c": ["GFP", "DAPI"]})
     with pytest.raises(GridError, match="asks for 'DAPI' on axis c, but it has no names"):
         parse_roi("c=DAPI", TCZYX, SHAPE5)
 

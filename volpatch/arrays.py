@@ -20,7 +20,7 @@ from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis, parse_roi, whole_counts
 from volpatch.geometry import Box, PatchGrid, check_grid
 from volpatch.holes import Skips, make_skips
-from volpatch.layout import Layout, default_dims
+from volpatch.layout import CHANNELS, Layout, default_dims, distinct_names
 from volpatch.memory import cut_patches, map_array, merge_box, reader
 from volpatch.options import BlendOptions, Sizes, check_names
 from volpatch.recipe import Recipe, check_dtype
@@ -30,7 +30,9 @@ from volpatch.window import Window, windows_per_axis
 
 Array = NDArray[Any]
 PATCH_SUFFIX = "_patch"
-VOLUME_COORD = "volpatch_volume"  # where extract leaves a coordinate for merge to find
+# where extract leaves the volume's coordinates and the order of its axes for merge to find
+VOLUME_COORD = "volpatch_volume"
+VOLUME_DIMS = "volpatch_dims"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Labelled:
         if hasattr(array, "dims") and hasattr(array, "variable"):
             if is_dask(array.data):
                 lazy.check_chunks(array.data)
-            return cls(array.data, tuple(map(str, array.dims)), array)
+            return cls(array.data, distinct_names(array.dims, what), array)
         if is_dask(array):
             lazy.check_chunks(array)
         if isinstance(array, np.ndarray) or is_dask(array):
@@ -64,6 +66,16 @@ class Labelled:
     @property
     def named(self) -> bool:
         return self.origin is not None
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Names of indices, of the axes whose coordinate holds text."""
+        coords = self.origin.coords if self.named else {}
+        return {
+            dim: [str(name) for name in coords[dim].values]
+            for dim in self.dims
+            if dim in coords and coords[dim].dtype.kind in "OUT"
+        }
 
     @property
     def lazy(self) -> bool:
@@ -173,8 +185,10 @@ def map_patches(
 
     Returns
     -------
-    The kind of array that came in, of the volume's shape (of the roi's, with `roi`); the
-    function's channels come right before the patched axes.
+    The kind of array that came in, of the volume's shape (of the roi's, with `roi`), with its
+    axes in their order. The function's channels come right before the patched axes; where
+    axes have names, where c belongs in (t, c, z, y, x), in the place of a c that is looped
+    over and of which only one index is asked for.
 
     From dask the result is lazy: building it reads nothing (dtype and channels that are
     not declared are found by one call on a made-up patch), a slice computes only its
@@ -203,7 +217,7 @@ def map_patches(
     given = Labelled.of(volume, "map_patches")
     shape = given.data.shape
     layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
-    box = parse_roi(roi, given.dims, shape)
+    box = parse_roi(roi, given.dims, shape, given.names)
     recipe = make_recipe(
         layout, box.shape, given.data.dtype, patch, finalizes=finalize is not None, **options
     )
@@ -212,7 +226,7 @@ def map_patches(
     if not given.lazy:
         data = np.asarray(given.data)
         result: Any = map_array(func, data, layout, recipe, box, finalize, holes, workers)
-        return _labelled(result, given, layout, box, recipe_channels(result, layout))
+        return _labelled(result, given, layout, box)
     if workers > 1:
         raise SettingError(
             f"workers={workers} is for arrays in memory; a dask array is computed by the workers "
@@ -222,13 +236,7 @@ def map_patches(
     whole = [slice(None) if i in layout.patched else s for i, s in enumerate(chosen)]
     result = lazy.map_blocks(func, given.data[tuple(whole)], layout, recipe, finalize, holes)
     patched = tuple(chosen[i] for i in layout.patched)
-    result = result[(..., *patched)]
-    return _labelled(result, given, layout, box, recipe_channels(result, layout))
-
-
-def recipe_channels(result: Any, layout: Layout) -> bool:
-    """Whether a result (lead..., [channels,] patched...) has channels."""
-    return bool(result.ndim > len(layout.lead) + len(layout.patched))
+    return _labelled(result[(..., *patched)], given, layout, box)
 
 
 def skips_of(options: Mapping[str, Any], layout: Layout) -> Skips | None:
@@ -274,23 +282,33 @@ class StoredMask:
         return self.source[(*(0,) * (self.source.ndim - self.ndim), *box)]
 
 
-def _labelled(result: Any, given: Labelled, layout: Layout, box: Box, channels: bool) -> Any:
-    """The result as a DataArray again, if it came from one."""
+def _labelled(blended: Any, given: Labelled, layout: Layout, box: Box) -> Any:
+    """The result (lead..., [channels,] patched...) as what came in, with its axes in order."""
+    channels = blended.ndim > len(layout.lead) + len(layout.patched)
+    own: tuple[int | None, ...] = (*layout.lead, *([None] if channels else []), *layout.patched)
+    axes = layout.result_axes(channels, box.shape)
+    # one index of an axis that gives way to the channels
+    blended = blended[tuple(slice(None) if axis in axes else 0 for axis in own)]
+    own = tuple(axis for axis in own if axis in axes)
+    order = tuple(own.index(axis) for axis in axes)
+    result = blended if order == tuple(range(len(order))) else blended.transpose(order)
     if not given.named:
         return result
     import xarray as xr
 
     volume = given.origin
-    lead = [layout.dims[i] for i in layout.lead]
-    name = "c" if "c" not in lead else "channel"
-    dims = [*lead, *([name] if channels else []), *layout.patched_dims]
+    taken = [layout.dims[axis] for axis in axes if axis is not None]
+    name = CHANNELS if CHANNELS not in taken else "channel"
+    while name in taken:
+        name += "_"
+    dims = [name if axis is None else layout.dims[axis] for axis in axes]
     part = volume.isel(
         {d: slice(a, b) for d, a, b in zip(given.dims, box.start, box.stop, strict=True)}
     )
     kept = {
         key: coord
         for key, coord in part.coords.items()
-        if all(d in dims and (d != name or name in lead) for d in coord.dims)
+        if set(coord.dims) <= set(taken) and not (channels and key == name)
     }
     return xr.DataArray(result, dims=dims, coords=kept, name=volume.name, attrs=volume.attrs)
 
@@ -357,15 +375,21 @@ def extract(
 
     dims = layout.patched_dims
     lead = [layout.dims[i] for i in layout.lead]
-    coords: dict[str, Any] = {d: given.origin.coords[d] for d in lead if d in given.origin.coords}
+    coords = _coords_along(given.origin, lead)
     for dim, axis in zip(dims, grid.axes, strict=True):
         starts = np.asarray(axis.starts, dtype=np.int64)
-        coords[f"{dim}_start"] = (dim + PATCH_SUFFIX, starts)
+        order = {VOLUME_DIMS: given.dims}
+        coords[f"{dim}_start"] = (dim + PATCH_SUFFIX, starts, {}, order)
         coords[dim + PATCH_SUFFIX] = _centres(given.origin, dim, starts + (axis.patch - 1) / 2)
     names = [*lead, *(d + PATCH_SUFFIX for d in dims), *dims]
     return xr.DataArray(
         patches, dims=names, coords=coords, name=given.origin.name, attrs=given.origin.attrs
     )
+
+
+def _coords_along(array: Any, dims: Sequence[str]) -> dict[str, Any]:
+    """The coordinates that belong to some axes alone, or to none."""
+    return {key: coord for key, coord in array.coords.items() if set(coord.dims) <= set(dims)}
 
 
 def _centres(volume: Any, dim: str, centres: Array) -> tuple[Any, ...]:
@@ -504,7 +528,8 @@ def _merged(merged: Any, given: Labelled, lead: int, grid: PatchGrid) -> Any:
 
     patches = given.origin
     dims = [*given.dims[:lead], *given.dims[len(given.dims) - grid.ndim :]]
-    coords: dict[str, Any] = {d: patches.coords[d] for d in dims[:lead] if d in patches.coords}
+    coords = _coords_along(patches, dims[:lead])
+    order = dims
     for dim, axis in zip(dims[lead:], grid.axes, strict=True):
         centres = patches.coords.get(dim + PATCH_SUFFIX)
         if centres is None:
@@ -512,7 +537,11 @@ def _merged(merged: Any, given: Labelled, lead: int, grid: PatchGrid) -> Any:
         values = centres.encoding.get(VOLUME_COORD)
         if values is not None and len(values) == axis.size:
             coords[dim] = (dim, values, dict(centres.attrs))
-    return xr.DataArray(merged, dims=dims, coords=coords, name=patches.name, attrs=patches.attrs)
+        starts = patches.coords.get(f"{dim}_start")
+        before = () if starts is None else starts.encoding.get(VOLUME_DIMS, ())
+        order = list(before) if set(before) == set(dims) else order
+    volume = xr.DataArray(merged, dims=dims, coords=coords, name=patches.name, attrs=patches.attrs)
+    return volume.transpose(*order)
 
 
 def coverage(grid: PatchGrid, *, chunks: Any = "auto") -> Any:

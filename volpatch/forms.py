@@ -123,7 +123,10 @@ def by_axis(value: Any, dims: Sequence[str], what: str) -> Any:
 
 
 def parse_roi(
-    roi: Any, dims: Sequence[str], shape: Sequence[int], channel_names: Sequence[str] | None = None
+    roi: Any,
+    dims: Sequence[str],
+    shape: Sequence[int],
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Box:
     """The part of a volume that a roi selects, as a box over all axes.
 
@@ -132,6 +135,8 @@ def parse_roi(
     roi : None, text ("0:64,:,100:612" or "z=0:64,c=DAPI"), a mapping by axis name, or a
         sequence of slices and numbers for the last axes. A number keeps its axis, with
         length 1; negative numbers count from the end.
+    names : of the indices of axes that have any, channels above all. A number that is no
+        index, such as the 488 of a wavelength, is looked for there too.
     """
     chosen: dict[str, Any] = {}
     if isinstance(roi, str):
@@ -149,7 +154,7 @@ def parse_roi(
     if unknown:
         raise GridError(f"roi names axis {unknown[0]!r}, but the axes are {tuple(dims)}")
     bounds = [
-        _bounds(chosen.get(name), name, size, channel_names if name == "c" else None)
+        _bounds(chosen.get(name), name, size, (names or {}).get(name))
         for name, size in zip(dims, shape, strict=True)
     ]
     return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
@@ -178,10 +183,18 @@ def _bounds(part: Any, name: str, size: int, labels: Sequence[str] | None) -> tu
     """[start, stop) that one part of a roi selects on one axis."""
     if part is None:
         return 0, size
+    if isinstance(part, int) and not -size <= part < size and str(part) in (labels or ()):
+        part = str(part)
     if isinstance(part, str):
         if labels is None or part not in labels:
             known = f"its names are {list(labels)}" if labels else "it has no names"
             raise GridError(f"roi asks for {part!r} on axis {name}, but {known}")
+        if list(labels).count(part) > 1:
+            where = [i for i, label in enumerate(labels) if label == part]
+            raise GridError(
+                f"roi asks for {part!r} on axis {name}, which is the name of {where}; "
+                f"choose one by its number"
+            )
         part = list(labels).index(part)
     if isinstance(part, slice):
         if part.step not in (None, 1):

@@ -59,6 +59,7 @@ def identity(
         "result_dtype": str(recipe.result_dtype),
         "roi": [list(plan.roi.start), list(plan.roi.stop)],
         "channel_axis": plan.layout.channel,
+        "patched": list(plan.layout.patched_dims),
         "batches": recipe.batch_size is not None,
         "fill": repr(recipe.fill),
         "pad_mode": recipe.pad_mode,

@@ -2,6 +2,9 @@
 
 (t, c, z, y, x)   patch over z, y, x                 every (t, c) on its own
 (t, c, z, y, x)   the same with channel_axis="c"     every t on its own, c handed whole
+
+Results have their axes in the volume's order, and channels that the function returns where
+c belongs in (t, c, z, y, x).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from volpatch.forms import by_axis
 from volpatch.geometry import Box, per_axis
 
 SPATIAL = ("z", "y", "x")
+CHANNELS = "c"  # what an axis of channels is called
 POSITIONAL = ("t", "c", *SPATIAL)
 DEFAULT_CHUNKS = {1: (2**18,), 2: (512, 512), 3: (64, 128, 128)}
 CHUNK_BYTES = (2**16, 2**25)
@@ -31,6 +35,18 @@ def default_dims(ndim: int) -> tuple[str, ...]:
     """
     extra = tuple(f"d{i}" for i in range(ndim - len(POSITIONAL)))
     return (*extra, *POSITIONAL[-ndim:])[-ndim:] if ndim else ()
+
+
+def distinct_names(dims: Sequence[Any], what: str) -> tuple[str, ...]:
+    """The names of an array's axes, of which no two may be alike."""
+    names = tuple(map(str, dims))
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingError(
+                f"{what} has {names.count(name)} axes named {name!r}, and it cannot be said which "
+                f"is meant; rename them: DataArray(array.data, dims=...)"
+            )
+    return names
 
 
 def write_units(
@@ -79,6 +95,7 @@ class Layout:
     lead : axes that are looped over; every index is processed on its own.
     channel : axis that is handed whole to the function, or None.
     patched : axes that patches are cut along, in their order.
+    named : whether `dims` are the volume's own words.
     """
 
     dims: tuple[str, ...]
@@ -86,6 +103,7 @@ class Layout:
     lead: tuple[int, ...]
     channel: int | None
     patched: tuple[int, ...]
+    named: bool = True
 
     @classmethod
     def of(
@@ -119,7 +137,7 @@ class Layout:
         else:
             patched = [i for i in rest if not named or dims[i] in SPATIAL] or rest
         lead = tuple(i for i in rest if i not in patched)
-        return cls(tuple(dims), tuple(shape), lead, channel, tuple(patched))
+        return cls(tuple(dims), tuple(shape), lead, channel, tuple(patched), named)
 
     @property
     def patched_dims(self) -> tuple[str, ...]:
@@ -141,9 +159,42 @@ class Layout:
             chosen[axis] = slice(a, b)
         return tuple(chosen)
 
+    def result_axes(self, channels: bool, shape: Sequence[int]) -> tuple[int | None, ...]:
+        """Axes of a result, in their order: the volume's by number, None for its channels.
+
+        Axes stay in the volume's order. Channels that the function returns come right before
+        the patched ones; where axes have names also before any other of z, y and x, behind
+        t, and in the place of a c that is looped over and of which one index is there.
+
+        Parameters
+        ----------
+        channels : whether there are channels.
+        shape : of the volume, or of its roi.
+
+        Examples
+        --------
+        >>> Layout.of("tzyx", (2, 9, 9, 9), {"y": 4, "x": 4}).result_axes(True, (2, 9, 9, 9))
+        (0, None, 1, 2, 3)
+        """
+        kept = sorted((*self.lead, *self.patched))
+        if not channels:
+            return tuple(kept)
+        if self.named:
+            kept = [a for a in kept if not (a in self.lead and self._gives_way(a, shape))]
+        at = next((i for i, a in enumerate(kept) if self._follows_channels(a)), len(kept))
+        return (*kept[:at], None, *kept[at:])
+
+    def _gives_way(self, axis: int, shape: Sequence[int]) -> bool:
+        return self.dims[axis] == CHANNELS and shape[axis] == 1
+
+    def _follows_channels(self, axis: int) -> bool:
+        if not self.named:
+            return axis in self.patched
+        return self.dims[axis] in SPATIAL or (axis in self.patched and self.dims[axis] != "t")
+
     @property
     def order(self) -> tuple[int, ...]:
-        """Axes as (lead..., channel, patched...): the order in which results are laid out."""
+        """Axes as (lead..., channel, patched...): the order in which patches are computed."""
         channel = () if self.channel is None else (self.channel,)
         return (*self.lead, *channel, *self.patched)
 

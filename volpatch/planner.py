@@ -284,14 +284,15 @@ class Plan:
     # -- output ------------------------------------------------------------------------
 
     @property
+    def out_axes(self) -> tuple[int | None, ...]:
+        """Axes of the output: numbers of the source's, None for the function's channels."""
+        return self.layout.result_axes(self.recipe.out_channels is not None, self.roi.shape)
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
-        """(lead..., channels, patched...) of the output."""
-        channels = self.recipe.out_channels
-        return (
-            *self.lead_counts,
-            *(() if channels is None else (channels,)),
-            *self.box.shape,
-        )
+        """Of the output: axes as in the source, channels where c belongs in (t, c, z, y, x)."""
+        lengths, channels = self.roi.shape, self.recipe.out_channels or 1
+        return tuple(channels if axis is None else lengths[axis] for axis in self.out_axes)
 
     @property
     def bytes_written(self) -> int:

@@ -16,7 +16,7 @@ from volpatch.fitting import fit
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import per_axis
-from volpatch.layout import Layout, write_units
+from volpatch.layout import CHANNELS, SPATIAL, Layout, write_units
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
 from volpatch.planner import BACKENDS, Plan, Volume
 from volpatch.storage.opening import missing_of, open_source, source_of, with_missing
@@ -65,7 +65,8 @@ def make_draft(
     check_names(options, JobOptions)
     patch = _patch_or_default(options.get("patch"), source)
     layout = Layout.of(source.dims, source.shape, patch, options.get("channel_axis"))
-    roi = parse_roi(options.get("roi"), source.dims, source.shape, source.channel_names)
+    names = {CHANNELS: source.channel_names} if source.channel_names else None
+    roi = parse_roi(options.get("roi"), source.dims, source.shape, names)
     blend: Any = {k: v for k, v in options.items() if k in BlendOptions.__annotations__}
     if blend.get("dtype") is None:
         blend["dtype"] = _operation_dtype(function, source)
@@ -161,27 +162,24 @@ def _free_disk(target: str | os.PathLike[str] | None) -> int | None:
 
 def target_spec(plan: Plan, source: Source) -> TargetSpec:
     """What the output of a plan looks like on disk."""
-    layout, roi = plan.layout, plan.roi
-    channels = plan.recipe.out_channels
-    if channels is not None and "c" in [layout.dims[i] for i in layout.lead]:
-        raise GridError(
-            "the function returns channels, and the volume has an axis c that is looped over; hand "
-            "it whole to the function with channel_axis='c', or choose one with roi='c=0'"
-        )
-    axes = [*layout.lead, *([None] if channels is not None else []), *layout.patched]
+    layout, roi, axes = plan.layout, plan.roi, plan.out_axes
+    _check_channels(plan)
 
     def per_dim(values: Sequence[Any], other: Any) -> tuple[Any, ...]:
         return tuple(other if axis is None else values[axis] for axis in axes)
 
-    ones = (1,) * (len(axes) - len(layout.patched))
+    def pieces(patched: Sequence[int]) -> tuple[int, ...]:
+        sizes: dict[int | None, int] = dict(zip(layout.patched, patched, strict=True))
+        return tuple(sizes.get(axis, 1) for axis in axes)
+
     origin = [o + s * a for o, s, a in zip(source.origin, source.spacing, roi.start, strict=True)]
     grid = plan.recipe.grid
     return TargetSpec(
         shape=plan.out_shape,
         dtype=str(plan.recipe.out_dtype),
-        dims=per_dim(source.dims, "c"),
-        chunks=(*ones, *plan.chunks),
-        shards=None if plan.shards is None else (*ones, *plan.shards),
+        dims=per_dim(source.dims, CHANNELS),
+        chunks=pieces(plan.chunks),
+        shards=None if plan.shards is None else pieces(plan.shards),
         codec=plan.words["options"].get("codec", "zstd"),
         name=source.name,
         spacing=per_dim(source.spacing, 1.0),
@@ -196,6 +194,24 @@ def target_spec(plan: Plan, source: Source) -> TargetSpec:
             "edge": list(grid.edge),
         },
     )
+
+
+def _check_channels(plan: Plan) -> None:
+    """Refuse channels beside another axis that is neither time nor space: there is one such."""
+    if None not in plan.out_axes:
+        return
+    dims, shape = plan.layout.dims, plan.roi.shape
+    others = [a for a in plan.out_axes if a is not None and a in plan.layout.lead]
+    for axis in others:
+        dim = dims[axis]
+        if dim == "t" or dim in SPATIAL:
+            continue
+        choice = f", or choose one with roi='{CHANNELS}=0'" if dim == CHANNELS else ""
+        raise GridError(
+            f"the function returns channels, and the volume has an axis {dim} of {shape[axis]} "
+            f"that is looped over, but an OME-Zarr has one axis besides t, z, y and x; hand it "
+            f"whole to the function with channel_axis={dim!r}{choice}"
+        )
 
 
 def _name_of(function: Any) -> str | None:

@@ -180,14 +180,15 @@ def missing_box(job: Job, number: int, state: State) -> Box | None:
     if not len(found):
         return None
     _, box = plan.region_box(number)
-    n = len(box.shape)
+    at = [plan.out_axes.index(axis) for axis in plan.layout.patched]
+    own = [units[i] for i in at]
     first = [
         (r.start + int(a)) * u + b
-        for r, a, u, b in zip(units[-n:], found.min(0)[-n:], plan.unit, plan.box.start, strict=True)
+        for r, a, u, b in zip(own, found.min(0)[at], plan.unit, plan.box.start, strict=True)
     ]
     last = [
         (r.start + int(a) + 1) * u + b
-        for r, a, u, b in zip(units[-n:], found.max(0)[-n:], plan.unit, plan.box.start, strict=True)
+        for r, a, u, b in zip(own, found.max(0)[at], plan.unit, plan.box.start, strict=True)
     ]
     stops = (min(stop, end) for stop, end in zip(last, box.stop, strict=True))
     return Box(tuple(first), tuple(stops))

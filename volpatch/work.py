@@ -246,13 +246,13 @@ class Worker:
                 job.spec,
                 start=start,
                 stop=tuple(a + n for a, n in zip(start, extent, strict=True)),
-                stream_axis=len(extent) - len(box.shape),
+                stream_axis=plan.out_axes.index(plan.layout.patched[0]),
                 check=functools.partial(_go_on, stop),
                 wanted=job.wanted,
             ) as writer,
         ):
             layers = LayerLog(log, task.region, units_of(plan, job.spec, task.region))
-            sink = StoreSink(writer, plan, box, extent, layers)
+            sink = StoreSink(writer, plan, box, layers)
             ticks = Ticks(tick)
             stream = Stream(
                 plan.recipe,
@@ -291,12 +291,13 @@ def _state(stream: Stream) -> str:
 
 def placed(plan: Plan, lead: tuple[int, ...], box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where a box of the patched axes starts in the output, and its extent there."""
-    begin = [i - plan.roi.start[a] for i, a in zip(lead, plan.layout.lead, strict=True)]
-    shift = [a - b for a, b in zip(box.start, plan.box.start, strict=True)]
-    channels = plan.recipe.out_channels
-    start = (*begin, *(() if channels is None else (0,)), *shift)
-    extent = (*(1 for _ in lead), *(() if channels is None else (channels,)), *box.shape)
-    return start, extent
+    layout, axes = plan.layout, plan.out_axes
+    lengths: dict[int | None, int] = dict.fromkeys(layout.lead, 1)
+    lengths.update(zip(layout.patched, box.shape, strict=True))
+    begin = dict(zip((*layout.lead, *layout.patched), (*lead, *box.start), strict=True))
+    lengths[None] = plan.recipe.out_channels or 1
+    start = tuple(0 if axis is None else begin[axis] - plan.roi.start[axis] for axis in axes)
+    return start, tuple(lengths[axis] for axis in axes)
 
 
 def units_of(plan: Plan, spec: TargetSpec, region: int) -> tuple[range, ...]:
@@ -367,7 +368,6 @@ class StoreSink:
     writer: LayerWriter
     plan: Plan
     box: Box
-    extent: tuple[int, ...]
     log: LayerLog
     layer: Array = field(init=False)
 
@@ -390,11 +390,18 @@ class StoreSink:
         if stop < self.limit(stop - 1):
             return
         full = self.layer[:, : stop - self.first]
-        lead = self.extent[: len(self.extent) - len(self.box.shape)]
-        shape = (*lead, *full.shape[1:])
-        self.writer.write(full.reshape(shape), self.first - self.plan.box.start[0])
+        self.writer.write(self._as_stored(full), self.first - self.plan.box.start[0])
         self.log.add(self.writer.drain())
         self.first = stop
+
+    def _as_stored(self, full: Array) -> Array:
+        """Finished planes (channels, *patched) with all axes of the output, in its order."""
+        own: tuple[int | None, ...] = (None, *self.plan.layout.patched)
+        axes = self.plan.out_axes
+        if None not in axes:
+            full, own = full[0], own[1:]
+        there = full.transpose([own.index(axis) for axis in axes if axis in own])
+        return there[tuple(slice(None) if axis in own else np.newaxis for axis in axes)]
 
 
 def warm_up(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from volpatch.errors import GridError, SettingError
 from volpatch.geometry import Box
-from volpatch.layout import Layout, default_dims
+from volpatch.layout import Layout, default_dims, distinct_names
 from volpatch.recipe import check_dtype
 from volpatch.region import Read
 from volpatch.storage.opening import open_source, source_of
@@ -68,7 +68,7 @@ class View:
             )
         dims = getattr(volume, "dims", None) if xarray or isinstance(volume, Source) else None
         return cls(
-            default_dims(len(shape)) if dims is None else tuple(map(str, dims)),
+            default_dims(len(shape)) if dims is None else distinct_names(dims, what),
             shape,
             check_dtype(volume.dtype, f"the dtype of {what},"),
             dims is not None,
