@@ -75,6 +75,38 @@ def test_float16_goes_everywhere():
     np.testing.assert_array_equal(got, volume)
 
 
+def test_what_is_empty_is_refused_or_stays_empty(tmp_path):
+    image = np.ones((0, 8, 9), "float32")
+    for volume in (image, da.from_array(image), xr.DataArray(image, dims=("c", "y", "x"))):
+        for call in (
+            lambda v: map_patches(lambda p: p.sum(0), v, (4, 4), channel_axis=0),
+            lambda v: iter_patches(v, (4, 4), channel_axis=0),
+            lambda v: sample_patches(v, (4, 4), 2, channel_axis=0),
+        ):
+            with pytest.raises(SettingError, match=r"channel_axis 0 has length 0 .* \(0, 8, 9\)"):
+                call(volume)
+    for volume in (image.T, da.from_array(image.T)):
+        for call in (lambda v: map_patches(identity, v, 4), lambda v: extract(v, 4)):
+            with pytest.raises(GridError, match="size on x must be at least 1, got 0"):
+                call(volume)
+    # nothing to loop over: what the function would return is known all the same
+    two = lambda p: np.stack([p, p]).astype("int16")  # noqa: E731
+    lazy = map_patches(two, da.from_array(image), (4, 4), window="crop")
+    for got in (map_patches(two, image, (4, 4), window="crop"), lazy, lazy.compute()):
+        assert (got.shape, got.dtype) == ((0, 2, 8, 9), np.int16)
+    patches = extract(image, (4, 4))
+    assert patches.shape == (0, 3, 4, 4, 4)
+    assert merge(patches, PatchGrid((8, 9), 4)).shape == (0, 8, 9)
+    with pytest.raises(FunctionError, match=r"finalize .* shape \(0, .* at least one channel"):
+        map_patches(identity, image[0:0].sum(0), 4, finalize=lambda b: b[None][:0])
+    grid = PatchGrid((8, 9), 4)
+    for empty in (np.empty((0, 4, 4)), np.empty((0, 4)), np.empty(0)):
+        with pytest.raises(
+            SettingError, match=r"patches must have the shape \(1, 4, 4\).* C from 1"
+        ):
+            Merger(grid).add(0, empty)
+
+
 def test_big_endian_patches_merge_and_extract():
     volume = distinct((8, 8)).astype(">f4")
     grid = PatchGrid((8, 8), 3, 2)

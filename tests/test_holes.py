@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.oracles import padded
 from tests.test_blending import WEIGHTED, distinct, identity, problems
-from volpatch import FunctionError, PatchGrid, SettingError, map_patches
+from volpatch import FunctionError, Merger, PatchGrid, SettingError, map_patches
 from volpatch.window import sample
 
 
@@ -202,6 +202,87 @@ def test_channels_share_the_holes_and_finalize_still_works():
     )
     assert (got[:4] == (volume > 1)[:4]).all()
     assert (got[9:] == 9).all()
+
+
+def test_ties_go_to_the_earlier_patch_in_whatever_order_they_are_added():
+    grid, rng = PatchGrid((9, 10), (4, 3), 1, edge="pad"), np.random.default_rng(3)
+    patches = np.empty((len(grid), *grid.patch))
+    patches[:] = np.arange(len(grid))[:, None, None]
+    patches[rng.random(patches.shape) < 0.3] = np.nan
+    wanted = np.full(grid.shape, np.nan)
+    nearest = np.full(grid.shape, np.inf)
+    for number, box in enumerate(grid):
+        for inside in np.ndindex(grid.patch):
+            voxel = tuple(np.add(box.start, inside))
+            away = sum((2 * i - p + 1) ** 2 for i, p in zip(inside, grid.patch, strict=True))
+            there = voxel[0] < 9 and voxel[1] < 10 and not np.isnan(patches[number][inside])
+            if there and away < nearest[voxel]:
+                wanted[voxel], nearest[voxel] = patches[number][inside], away
+    for order in (np.arange(len(grid)), np.arange(len(grid))[::-1], rng.permutation(len(grid))):
+        merger = Merger(grid, window="crop", nan="omit")
+        for some in np.array_split(order, 7):
+            merger.add_batch(some.tolist(), patches[some])
+        np.testing.assert_array_equal(merger.result(), wanted)
+
+
+def nan_where(number):
+    """Two channels; the second, or both, have no value where the patch is below a number."""
+    return lambda p: np.stack(
+        [np.where(p < number - 20, np.nan, p), np.where(p < number, np.nan, -p)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"window": "hann", "nan": "omit"}, True),
+        ({"window": "crop", "nan": "omit"}, True),
+        ({"reduce": "max", "nan": "omit"}, True),
+        ({"reduce": "min", "nan": "omit"}, True),
+        ({"reduce": "sum", "nan": "omit"}, True),
+        ({"window": "hann"}, False),
+        ({"window": "crop"}, False),
+    ],
+)
+def test_finalize_sees_nan_where_a_channel_has_no_value(options, missing):
+    volume = distinct((13, 12))
+    seen = []
+
+    def finalize(block):
+        seen.append(block.copy())
+        return np.where(np.isnan(block[1]), 7, block[0] > 0).astype("uint8")
+
+    # 13 x 12 voxels under patches of 4, 5 apart: some voxels have no patch
+    grid = {"stride": 5, "edge": "drop", "fill": 9}
+    got = map_patches(nan_where(60), volume, 4, finalize=finalize, **grid, **options)
+    covered = np.zeros((13, 12), bool)
+    for box in PatchGrid((13, 12), 4, 5, edge="drop"):
+        covered[box.slices] = True
+    bare = ~covered | ((volume < 40) & missing)
+    block = np.concatenate(seen[1:], axis=1)  # the first is a patch, to learn the dtype
+    for channel, limit in enumerate((40, 60)):
+        np.testing.assert_array_equal(np.isnan(block[channel]), ~covered | (volume < limit))
+    np.testing.assert_array_equal(got == 9, bare)
+    np.testing.assert_array_equal(got == 7, (volume < 60) & ~bare)
+
+
+def test_finalize_sees_zero_where_whole_numbers_are_missing():
+    volume = distinct((8, 12), "uint8")
+    mask = np.ones((8, 12), bool)
+    mask[:, 8:] = False
+    blocks = []
+    got = map_patches(
+        identity,
+        volume,
+        4,
+        stride=4,
+        window="crop",
+        mask=mask,
+        fill=-1,
+        finalize=lambda b: (blocks.append(b.copy()), b.astype("int16"))[1],
+    )
+    assert (blocks[-1][:, 8:] == 0).all()
+    assert (got[:, 8:] == -1).all()
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ class Blender:
     recipe : complete, so that dtypes and channels are known.
     box : the region, in voxels of the patched axes.
     planes : of the ring; the patch's extent suffices where rows come in order.
+    ordered : whether patches come in raster order.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Blender:
         finalize: Finalize | None = None,
         stats: Stats | None = None,
         planes: int | None = None,
+        ordered: bool = True,
     ) -> None:
         self.recipe, self.box, self.tables, self.sink = recipe, box, tables, sink
         self.finalize, self.stats = finalize, stats if stats is not None else Stats()
@@ -142,7 +144,7 @@ class Blender:
         else:
             face, channels = box.shape[1:], whole.shape[0]
             ring = Ring(whole.reshape(-1), box.start, box.shape[0], face, channels)
-        self.sums = Sums.new(ring, self.mode)
+        self.sums = Sums.new(ring, self.mode, ordered=ordered)
         bounds = zip(recipe.grid.axes, box.start, box.stop, strict=True)
         self.covered = [covered(a, p, q) for a, p, q in bounds]
         self.done = box.start[0]
@@ -207,7 +209,7 @@ class Blender:
                     at = (slice(None), slice(first, first + piece.shape[1]))
                     out = self.sink.rows(start, start + piece.shape[1])
                     bare = self._settled(piece, at)
-                    self.stats.clipped += finish(self._finalized(piece), out)
+                    self.stats.clipped += finish(self._finalized(piece, start, bare), out)
                     piece[...] = 0
                     self._fill(out, start, bare)
             self.done = stop
@@ -240,11 +242,19 @@ class Blender:
         marks[...] = 0
         return bare
 
-    def _finalized(self, piece: Array) -> Array:
+    def _finalized(self, piece: Array, start: int, bare: Array | None) -> Array:
+        """What `finalize` makes of blended planes; it sees NaN where there is no value."""
         if self.finalize is None:
             return piece
         recipe = self.recipe
-        block, channels = finalized(self.finalize, recipe, piece.astype(recipe.blended_dtype))
+        given = piece.astype(recipe.blended_dtype)
+        if given.dtype.kind == "f":
+            gaps = self._gaps(start, given.shape[1])
+            if gaps is not None:
+                given[:, gaps] = np.nan
+            if bare is not None:
+                given[bare] = np.nan
+        block, channels = finalized(self.finalize, recipe, given)
         if (block.dtype, channels) != (recipe.final_dtype, recipe.final_channels):
             raise FunctionError(
                 f"finalize {name_of(self.finalize)} returned {channels} channels of {block.dtype}, "
@@ -255,14 +265,22 @@ class Blender:
 
     def _fill(self, out: Array, start: int, bare: Array | None) -> None:
         """Put `fill` where no patch of the grid comes, or none that comes has a value."""
-        first = start - self.box.start[0]
-        masks = [self.covered[0][first : first + out.shape[1]], *self.covered[1:]]
-        if not all(mask.all() for mask in masks):
-            out[:, ~functools.reduce(np.logical_and.outer, masks)] = self.recipe.fill_value
+        gaps = self._gaps(start, out.shape[1])
+        if gaps is not None:
+            out[:, gaps] = self.recipe.fill_value
         if bare is not None and bare.any():
             same = bare.shape == out.shape and not self.recipe.finalizes
             where: Any = bare if same else (slice(None), bare.all(axis=0))
             out[where] = self.recipe.fill_value
+
+    def _gaps(self, start: int, planes: int) -> Array | None:
+        """Voxels of some planes that no patch of the grid covers, (planes, *face); None: none."""
+        first = start - self.box.start[0]
+        masks = [self.covered[0][first : first + planes], *self.covered[1:]]
+        if all(mask.all() for mask in masks):
+            return None
+        gaps: Array = ~functools.reduce(np.logical_and.outer, masks)
+        return gaps
 
 
 def covered(axis: AxisGrid, start: int, stop: int) -> NDArray[np.bool_]:
@@ -287,10 +305,11 @@ def finalized(finalize: Finalize, recipe: Recipe, block: Array) -> tuple[Array, 
         ) from error
     shape = np.shape(result)
     channels = shape[: len(shape) - len(spatial)]
-    if not isinstance(result, np.ndarray) or shape != (*channels[:1], *spatial):
+    if not isinstance(result, np.ndarray) or shape != (*channels[:1], *spatial) or 0 in shape:
         raise FunctionError(
             f"finalize {name_of(finalize)} returned {type(result).__name__} of shape {shape} for a "
-            f"block of shape {given.shape}; it must be an array that keeps the axes {spatial}"
+            f"block of shape {given.shape}; it must be an array that keeps the axes {spatial}, "
+            f"with at least one channel if any"
         )
     return result.reshape(-1, *spatial), (channels[0] if channels else None)
 

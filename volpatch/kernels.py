@@ -32,7 +32,7 @@ _BITS: dict[Any, Any] = {
 }
 FAR = np.iinfo(np.int64).max
 _NO_RING = 2**62  # a length that no position is beyond
-_ADD, _SELECT, _PRESENT, _NEAREST, _MAX, _MIN, _TOUCH = range(7)
+_ADD, _SELECT, _PRESENT, _NEAREST, _NEAREST_OF_ANY, _MAX, _MIN, _TOUCH = range(8)
 _MODES = {
     Mode.ADD: _ADD,
     Mode.SELECT: _SELECT,
@@ -85,15 +85,18 @@ class Sums:
     touched : flat bytes, 1 where a patch or a value is missing (with max and min: where
         there is any value).
     nearest : flat int64, squared distance (doubled voxels) to the centre selected so far.
+    owner : flat int64, number of the patch selected so far, where patches may come in any
+        order: of two that are as near it is the earlier one.
     """
 
     values: Ring
     present: Array
     touched: Array
     nearest: Array
+    owner: Array
 
     @classmethod
-    def new(cls, ring: Ring, mode: Mode) -> Sums:
+    def new(cls, ring: Ring, mode: Mode, *, ordered: bool = True) -> Sums:
         """Sums for a ring of zeros, with as much beside it as the mode needs."""
         n, dtype = ring.flat.size, ring.flat.dtype
         marks = mode in (Mode.PRESENT, Mode.MAX, Mode.MIN)
@@ -102,6 +105,7 @@ class Sums:
             np.zeros(n if mode is Mode.PRESENT else 1, np.result_type(dtype, np.float32)),
             np.zeros(n if marks else 1, np.uint8),
             np.full(n if mode is Mode.NEAREST else 1, FAR, np.int64),
+            np.full(n if mode is Mode.NEAREST and not ordered else 0, FAR, np.int64),
         )
 
 
@@ -127,7 +131,8 @@ def blend(
         accumulator, flat = as_numbers(accumulator), as_numbers(flat)
     elif flat.dtype in _BITS:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else np.uint8)
-    _walk(sums, accumulator, tables, ids, flat, _MODES[mode], omit)
+    number = _NEAREST_OF_ANY if sums.owner.size else _MODES[mode]
+    _walk(sums, accumulator, tables, ids, flat, number, omit)
 
 
 def touch(sums: Sums, tables: Tables, ids: NDArray[np.int64]) -> None:
@@ -153,6 +158,7 @@ def _walk(
         sums.present,
         sums.touched,
         sums.nearest,
+        sums.owner,
         values,
         ids,
         tables.lattice,
@@ -308,6 +314,8 @@ def _put_line(
     present: Array,
     touched: Array,
     nearest: Array,
+    owner: Array,
+    number: int,
     here: int,
     values: Array,
     there: int,
@@ -352,6 +360,17 @@ def _put_line(
             if near < away[i] and not (omit and value[i] != value[i]):
                 line[i] = cast(value[i])
                 away[i] = near
+    elif mode == _NEAREST_OF_ANY:
+        away = nearest[here : here + count]
+        owns = owner[here : here + count]
+        for i in range(count):
+            d = off + 2 * i
+            near = squared + d * d
+            nearer = near < away[i] or (near == away[i] and number < owns[i])
+            if nearer and not (omit and value[i] != value[i]):
+                line[i] = cast(value[i])
+                away[i] = near
+                owns[i] = number
     else:
         mark = touched[here : here + count]
         for i in range(count):
@@ -372,6 +391,7 @@ def _blend(
     present: Array,
     touched: Array,
     nearest: Array,
+    owner: Array,
     values: Array,
     ids: Array,
     lattice: Array,
@@ -460,6 +480,8 @@ def _blend(
                             present,
                             touched,
                             nearest,
+                            owner,
+                            ids[r],
                             here + (row + k) % ring * steps[y],
                             values,
                             there + k * width,

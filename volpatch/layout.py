@@ -121,6 +121,11 @@ class Layout:
         z, y and x, or every axis where axes have no names (`named` is False).
         """
         channel = _channel(channel_axis, dims)
+        if channel is not None and shape[channel] == 0:
+            raise SettingError(
+                f"the channel_axis {channel_axis!r} has length 0 in a volume of shape "
+                f"{tuple(shape)}, so there is nothing to hand to the function"
+            )
         rest = [i for i in range(len(dims)) if i != channel]
         if isinstance(patch, Mapping):
             unknown = [d for d in patch if d not in dims]

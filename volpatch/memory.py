@@ -135,7 +135,8 @@ def map_lead(
         if out is None:
             out = np.empty((*counts, *part.shape), part.dtype)
         out[place] = part
-    if out is None:
+    if out is None:  # an axis of length 0: what the function would return is known all the same
+        recipe = learn_made_up(recipe, Caller(function), finalize)
         out = np.empty((*counts, recipe.out_channels or 1, *box.shape), recipe.out_dtype)
     return out if recipe.out_channels is not None else out.reshape(*counts, *box.shape)
 

@@ -23,7 +23,7 @@ class Merger:
     """Takes the patches of a grid in any order, and gives the blended volume.
 
     Patches that are added in raster order give the same bits as every other way of
-    volpatch; in another order the last bits of sums may differ.
+    volpatch; in another order the last bits of sums may differ, and nothing else.
 
     Parameters
     ----------
@@ -139,10 +139,11 @@ class Merger:
         """Channels of a batch, None without; refuses what is no batch of patches."""
         patch = self.grid.patch
         has_channels = values.ndim == len(patch) + 2
-        if values.shape not in ((count, *patch), (count, *values.shape[1:2], *patch)):
+        empty = has_channels and values.shape[1] == 0
+        if empty or values.shape not in ((count, *patch), (count, *values.shape[1:2], *patch)):
             raise SettingError(
                 f"patches must have the shape {(count, *patch)}, with channels "
-                f"{(count, 'C', *patch)}; got {values.shape}"
+                f"{(count, 'C', *patch)} and C from 1 on; got {values.shape}"
             )
         check_dtype(values.dtype, "the patches' dtype")
         return values.shape[1] if has_channels else None
@@ -162,7 +163,7 @@ class Merger:
             else SlabSink(self._out, channels, self.grid.patch[0], recipe.out_dtype)
         )
         tables = Tables.of(recipe, box)
-        self._blender = Blender(recipe, box, tables, sink, planes=box.shape[0])
+        self._blender = Blender(recipe, box, tables, sink, planes=box.shape[0], ordered=False)
 
     def result(self) -> Any:
         """The blended volume ([channels,] *shape), or `out`.
