@@ -33,6 +33,7 @@ def plan(
     target: str | os.PathLike[str] | None = None,
     *,
     level: int = 0,
+    series: int | str | None = None,
     func: Function | None = None,
     finalize: Function | None = None,
     **options: Unpack[JobOptions],
@@ -42,7 +43,8 @@ def plan(
     Parameters
     ----------
     source : path, or what `open_volume` returned
-        The volume. `level` picks a resolution where there are several.
+        The volume. `level` picks a resolution where there are several, `series` an image of
+        a TIFF file: its number, or "all" to stack those that are alike.
     target : path, optional
         Where the output is to be.
     func, finalize : optional
@@ -65,7 +67,7 @@ def plan(
     GridError, SettingError, SourceError
         Something that cannot be.
     """
-    volume = as_source(source, level, options.get("missing", "auto"))
+    volume = as_source(source, level, options.get("missing", "auto"), series)
     draft = make_draft(volume, target, named(func), named(finalize), options)
     return fitted(draft)
 
@@ -76,6 +78,7 @@ def run(
     target: str | os.PathLike[str],
     *,
     level: int = 0,
+    series: int | str | None = None,
     setup: Callable[[], Callable[..., Any]] | None = None,
     finalize: Function | None = None,
     overwrite: bool = False,
@@ -97,7 +100,8 @@ def run(
     func : callable, name of a ready-made operation, "module:function", or None with `setup`
         As in `map_patches`.
     source : path, or what `open_volume` returned
-        The volume; `level` picks a resolution where there are several.
+        The volume; `level` picks a resolution where there are several, `series` an image of
+        a TIFF file: its number, or "all" to stack those that are alike.
     target : path
         The OME-Zarr to be made. It appears under its name when it is complete.
     setup : callable, optional
@@ -156,6 +160,7 @@ def run(
             source,
             target,
             level=level,
+            series=series,
             setup=setup,
             finalize=finalize,
             overwrite=overwrite,
@@ -176,6 +181,7 @@ def make_request(
     target: str | os.PathLike[str],
     *,
     level: int = 0,
+    series: int | str | None = None,
     setup: Callable[[], Callable[..., Any]] | None = None,
     finalize: Function | None = None,
     part: str | tuple[int, int] | None = None,
@@ -190,7 +196,7 @@ def make_request(
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise SettingError(f"retries must be a whole number from 0 on; got {retries!r}")
     Progress(0, more.get("progress", "none"))  # refuses a mode that there is not
-    volume = as_source(source, level, options.get("missing", "auto"))
+    volume = as_source(source, level, options.get("missing", "auto"), series)
     check_target(os.fspath(target), overwrite=True, source_path=volume.path, exists=False)
     function, final = named(func), named(finalize)
     for spec in (function, final):
@@ -227,7 +233,8 @@ def run_job(
         overwrite, part, retries, fail_fast, durability, progress, announce: see `run`.
     """
     job = jobs.load(job) if isinstance(job, str | os.PathLike) else job
-    source = as_source(job["source"], job["level"], job["options"].get("missing", "auto"))
+    missing = job["options"].get("missing", "auto")
+    source = as_source(job["source"], job["level"], missing, job["series"])
     planned = (tuple(job["source_shape"]), job["source_dtype"])
     if (source.shape, str(source.dtype)) != planned:
         raise SourceError(
@@ -313,6 +320,7 @@ def retry(
         job["source"],
         target,
         level=job["level"],
+        series=job["series"],
         setup=setup,
         finalize=given["finalize"],
         options=options,  # type: ignore[arg-type]

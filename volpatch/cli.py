@@ -238,15 +238,16 @@ def cli() -> None:
 )
 @click.argument("path")
 @options(INFO, FORMAT)
-def info(path: str, level: int, form: str) -> None:
+def info(path: str, level: int, series: int | str | None, form: str) -> None:
     """Say what the volume at PATH is; reads metadata only.
 
-    A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices.
+    A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices; a quoted pattern
+    such as 'scan/DAPI_z*.tif' is a folder of just those files.
     """
     from volpatch.info import facts_of, info_text
     from volpatch.storage.opening import open_source
 
-    source = open_source(path, level=level)
+    source = open_source(path, level=level, series=series)
     facts = facts_of(source)
     click.echo(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 

@@ -38,6 +38,13 @@ def _words(text: str) -> str | tuple[str, ...]:
     return _one_or_all([part.strip() for part in text.split(",")])
 
 
+def _series(text: str) -> int | str:
+    """A number, or all."""
+    if text != "all" and not text.isdecimal():
+        raise click.BadParameter(f"{text!r} is no number from 0 on, nor 'all'")
+    return text if text == "all" else int(text)
+
+
 def _axis(text: str) -> int | str:
     """An axis by number or name."""
     return int(text) if text.removeprefix("-").isdecimal() else text
@@ -78,6 +85,7 @@ _TYPES: dict[str, Any] = {
     "NAME[,NAME…]": _words,
     "N|N%[,…]": _words,
     "AXIS": _axis,
+    "N|all": _series,
 }
 # of resources, those that may be other ones when a run goes on
 _HERE = ("--memory-limit", "--workers", "--backend")
@@ -129,6 +137,7 @@ GRID: OptionTable = {
     "Volume": [
         ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
         ("--level", "N", "Resolution, if several; 0 is the finest.  [0]"),
+        ("--series", "N|all", "Image of a TIFF, if several; all: those alike as one stack."),
         (
             "--missing",
             "auto|fill|error",
@@ -173,7 +182,7 @@ HERE: OptionTable = {
 STATUS_FORMAT: OptionTable = {
     "Output": [("--format", "text|json|ids", "ids: regions that are left, as 0,3-5.  [text]")]
 }
-INFO: OptionTable = {"Volume": [row for row in GRID["Volume"] if row[0] == "--level"]}
+INFO: OptionTable = {"Volume": [row for row in GRID["Volume"] if row[0] in ("--level", "--series")]}
 SAVE: OptionTable = {"Output": [("--save", "FILE", "Save as a job that `run` repeats exactly.")]}
 HOW: OptionTable = {
     "Output": [

@@ -42,6 +42,8 @@ def facts_of(source: Source) -> dict[str, Any]:
         "channels": None if source.channel_names is None else list(source.channel_names),
         "level": source.level,
         "levels": _levels(source),
+        "series": source.series,
+        "remarks": list(source.remarks),
     }
 
 
@@ -50,7 +52,9 @@ def _levels(source: Source) -> list[list[int]]:
     shapes: list[list[int]] = []
     with suppress(SourceError):  # there is no such level
         while True:
-            shapes.append(list(open_source(source.path, level=len(shapes)).shape))
+            shapes.append(
+                list(open_source(source.path, level=len(shapes), series=source.series).shape)
+            )
     return shapes
 
 
@@ -81,4 +85,9 @@ def info_text(facts: dict[str, Any]) -> str:
     if len(facts["levels"]) > 1:
         shapes = "; ".join(f"{n}: {times(s)}" for n, s in enumerate(facts["levels"]))
         lines.append(f"levels    {shapes}")
+    if facts["series"] is not None:
+        lines.append(f"series    {facts['series']}")
+    if facts["units"].get("t"):
+        lines.append(f"time      steps of {facts['spacing']['t']:.6g} {facts['units']['t']}")
+    lines.extend(f"remark    {remark}" for remark in facts["remarks"])
     return "\n".join(map(printable, lines))

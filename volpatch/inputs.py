@@ -53,6 +53,7 @@ def fingerprint(source: Source, how: str = "sample") -> tuple[dict[str, Any], Lo
     return {
         "path": os.path.realpath(source.path),
         "level": source.level,
+        "series": source.series,
         "shape": list(source.shape),
         "dtype": str(source.dtype),
         "metadata": metadata.hexdigest(),

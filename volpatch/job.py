@@ -24,6 +24,7 @@ _NONE = type(None)
 _KEYS: dict[str, Any] = {
     "source": str,
     "level": int,
+    "series": (int, str, _NONE),
     "source_shape": list,
     "source_dtype": str,
     "target": (str, _NONE),
@@ -87,6 +88,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "volpatch_job": FORMAT,
         "source": plan.source.path,
         "level": plan.source.level,
+        "series": plan.source.series,
         "source_shape": list(plan.source.shape),
         "source_dtype": plan.source.dtype,
         "target": plan.target,

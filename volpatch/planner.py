@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from volpatch.forms import show_bytes
+from volpatch.forms import printable, show_bytes
 from volpatch.geometry import AxisGrid, Box
 from volpatch.html import table_of_text
 from volpatch.layout import Layout
@@ -54,6 +54,8 @@ class Volume:
     dtype: str
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
+    series: int | str | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def read_unit(self) -> tuple[int, ...]:
@@ -396,6 +398,7 @@ class Plan:
         lines = [
             f"source    {self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
             f"{self.source.dtype}, chunks {self.source.chunks}",
+            *(f"          {printable(remark)}" for remark in self.source.remarks),
             f"output    {self.target or 'not named'}",
             f"          {times(self.out_shape)} {recipe.out_dtype}{known}, "
             f"{show_bytes(self.bytes_written)}{disk}",

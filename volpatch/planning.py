@@ -27,18 +27,26 @@ Function = Callable[..., Any] | FunctionSpec | str
 DEFAULT_PATCH = 64
 
 
-def as_source(source: Any, level: int = 0, missing: str = "auto") -> Source:
+def as_source(
+    source: Any, level: int = 0, missing: str = "auto", series: int | str | None = None
+) -> Source:
     """The stored volume behind a path, or behind what `open_volume` returned."""
-    if isinstance(source, Source):
-        return with_missing(source, missing)
     if isinstance(source, str | os.PathLike):
-        return open_source(source, level=level, missing=missing)
-    found = source_of(source) if hasattr(source, "encoding") else None
+        return open_source(source, level=level, series=series, missing=missing)
+    if isinstance(source, Source):
+        found: Source | None = source
+    else:
+        found = source_of(source) if hasattr(source, "encoding") else None
     if found is None:
         raise SourceError(
             f"run and plan take a path or what open_volume returned, got a "
             f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
             f"otherwise; use roi= for a part of a volume, or map_patches for an array"
+        )
+    if series not in (None, found.series):
+        raise SettingError(
+            f"series={series!r} is for a path, and {found.path} is open already, with "
+            f"series={found.series!r}; pass series to open_volume"
         )
     return with_missing(found, missing)
 
@@ -95,6 +103,8 @@ def make_draft(
         str(source.dtype),
         source.chunks,
         source.shards,
+        source.series,
+        source.remarks,
     )
     draft = Plan(
         source=volume,

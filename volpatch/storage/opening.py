@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volpatch.errors import SettingError, SourceError
-from volpatch.storage import tiff_source, zarr_source
+from volpatch.storage import tiff_folder, tiff_source, zarr_source
 from volpatch.storage.source import SPATIAL, Source
 from volpatch.storage.zarr_source import ZarrReader
 
@@ -26,15 +26,25 @@ _ENCODING_KEY = "volpatch_source"
 MISSING = ("auto", "fill", "error")
 
 
-def open_source(path: str | os.PathLike[str], *, level: int = 0, missing: str = "auto") -> Source:
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    series: int | str | None = None,
+    missing: str = "auto",
+) -> Source:
     """Look at a volume on disk without reading any of its voxels.
 
     Parameters
     ----------
     path : path-like
-        A Zarr array, an OME-Zarr image, a TIFF file or a folder of TIFF slices.
+        A Zarr array, an OME-Zarr image, a TIFF file or a folder of TIFF slices; a pattern
+        such as "scan/DAPI_z*.tif" is a folder of just those files.
     level : int
         Which resolution, where there are several; 0 is the finest.
+    series : int or "all", optional
+        Which image of a TIFF file, where there are several, from 0 on; "all" stacks them along
+        a new axis (z, or "series" where they have a z), if they have the same shape and dtype.
     missing : {"auto", "fill", "error"}
         What a chunk of a Zarr array that is not stored is: its fill value, or an error once
         a box that touches it is read. "auto" takes outputs of volpatch, which store every
@@ -48,12 +58,21 @@ def open_source(path: str | os.PathLike[str], *, level: int = 0, missing: str = 
     given = os.fspath(path)
     if isinstance(level, bool) or not isinstance(level, int) or level < 0:
         raise SettingError(f"level must be a whole number from 0, got {level!r}")
+    check_series(series)
     check_missing(missing)
     if "://" in given or "::" in given:
         raise SourceError(f"{given!r} is a URL; volpatch reads local paths: copy or mount it")
-    if not given or "\0" in given or not os.path.exists(given):
+    there = bool(given) and "\0" not in given
+    if not there or not (os.path.exists(given) or tiff_folder.is_pattern(given)):
         raise SourceError(f"no such volume: {given!r} (looked for in {os.getcwd()!r})")
-    return _open_existing(os.path.abspath(given), level, missing)
+    return _open_existing(os.path.abspath(given), level, series, missing)
+
+
+def check_series(series: object) -> None:
+    """Refuse what is no number of a series, nor "all"."""
+    number = isinstance(series, int) and not isinstance(series, bool) and series >= 0
+    if not (series is None or series == "all" or number):
+        raise SettingError(f"series must be a whole number from 0, or 'all'; got {series!r}")
 
 
 def check_missing(missing: object) -> None:
@@ -76,14 +95,19 @@ def missing_of(source: Source) -> str:
     return source.reader.missing if isinstance(source.reader, ZarrReader) else "auto"
 
 
-def _open_existing(path: str, level: int, missing: str) -> Source:
+def _open_existing(path: str, level: int, series: int | str | None, missing: str) -> Source:
     try:
-        if os.path.isdir(path):
+        if os.path.isfile(path) and path.lower().endswith(tiff_folder.SUFFIXES):
+            return tiff_source.open_tiff(path, level=level, series=series)
+        if os.path.isdir(path) or not os.path.exists(path):
+            if series is not None:
+                raise SourceError(
+                    f"{path} has no series {series}: only a TIFF file may hold several; leave "
+                    f"series out"
+                )
             if zarr_source.is_zarr(path):
                 return zarr_source.open_zarr(path, level=level, missing=missing)
-            return tiff_source.open_folder(path, level=level)
-        if os.path.isfile(path) and path.lower().endswith(tiff_source.SUFFIXES):
-            return tiff_source.open_tiff(path, level=level)
+            return tiff_folder.open_folder(path, level=level)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     except RecursionError as error:
@@ -95,26 +119,30 @@ def _open_existing(path: str, level: int, missing: str) -> Source:
 
 
 def open_volume(
-    path: str | os.PathLike[str], *, level: int = 0, missing: str = "auto"
+    path: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    series: int | str | None = None,
+    missing: str = "auto",
 ) -> xr.DataArray:
     """Open a volume on disk as a lazy, dask-backed DataArray with physical coordinates.
 
     Parameters
     ----------
-    path, level, missing
+    path, level, series, missing
         As in `open_source`.
 
     Returns
     -------
     DataArray
-        Coordinates z, y, x hold positions (their unit in `attrs["units"]`), c the channel
+        Coordinates t, z, y, x hold positions (their unit in `attrs["units"]`), c the channel
         names, where known. Nothing but metadata is read before it is computed.
     """
     import dask.array as da
     import xarray as xr
     from dask.base import tokenize
 
-    source = open_source(path, level=level, missing=missing)
+    source = open_source(path, level=level, series=series, missing=missing)
     data = da.from_array(  # type: ignore[no-untyped-call]
         source,
         chunks=dask_chunks(source),
@@ -148,7 +176,7 @@ def source_of(volume: xr.DataArray) -> Source | None:
 def _coordinates(source: Source) -> dict[str, Any]:
     coordinates: dict[str, Any] = {}
     for axis, dim in enumerate(source.dims):
-        if dim in SPATIAL:
+        if dim in SPATIAL or dim == "t":
             values = source.origin[axis] + source.spacing[axis] * np.arange(source.shape[axis])
             unit = source.units[axis]
             coordinates[dim] = (dim, values, {} if unit is None else {"units": unit})

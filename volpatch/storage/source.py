@@ -64,7 +64,7 @@ class Source:
 
     Attributes
     ----------
-    path, level : str, int
+    path, level, series : str, int, int or "all" or None
         What to give `open_source` to get this again.
     name : str
         Last part of the path.
@@ -82,10 +82,13 @@ class Source:
         JSON-able; to be carried to an output.
     reader, order
         How to read; `order[k]` is the axis on disk of axis k here.
+    remarks : tuple of str
+        What was passed over, for people.
     """
 
     path: str
     level: int
+    series: int | str | None
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -99,6 +102,7 @@ class Source:
     attributes: dict[str, Any]
     reader: Reader
     order: tuple[int, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def ndim(self) -> int:
@@ -155,8 +159,10 @@ def make_source(
     layout: Layout,
     dtype: np.dtype[Any],
     reader: Reader,
+    series: int | str | None = None,
     channel_names: Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Source:
     """A Source from what a format knows in its own order of axes; checks that it is an image."""
     if 0 in layout.shape:
@@ -168,6 +174,7 @@ def make_source(
     return Source(
         path=path,
         level=level,
+        series=series,
         name=os.path.basename(path) or path,
         shape=_pick(layout.shape, order),
         dtype=dtype.newbyteorder("="),
@@ -181,6 +188,7 @@ def make_source(
         attributes=dict(attributes or {}),
         reader=reader,
         order=order,
+        remarks=tuple(remarks),
     )
 
 

@@ -1,271 +1,95 @@
-"""TIFF files (plain, ImageJ, OME) and folders of TIFF slices as sources.
+"""TIFF files (plain, ImageJ, OME) as sources: which image of the file, and whether it is whole.
 
-Uncompressed, contiguous voxels are read with `pread`, a span of rows at a time, so no handle is
-shared between threads or processes and no page stays mapped. All else goes through tifffile's
-decoders. Sizes are checked when a file is opened: one that was cut off never reads as zeros.
+Sizes, page headers and series are checked when a file is opened: one that was cut off never
+reads as zeros, a page that is not like the others is never read as if it were, and no series is
+left out without a word.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
-import re
-import struct
-import weakref
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
-import numpy as np
 import tifffile
-import zarr
-from numpy.typing import NDArray
-from zarr.core.buffer.cpu import NDBuffer
 
 from volpatch.errors import SourceError
-from volpatch.storage.ome import normal_unit
 from volpatch.storage.source import Layout, Source, check_dtype, make_source
+from volpatch.storage.tiff_grid import Grid, file_grid, tiff_names
+from volpatch.storage.tiff_pages import Look, PageHeaders, ranges
+from volpatch.storage.tiff_readers import (
+    ALL,
+    DecodedReader,
+    PlainReader,
+    all_series,
+    decoded,
+    levels_of,
+    page_end,
+    stacked,
+)
 
-SUFFIXES = (".tif", ".tiff")
-_NAMED = 5
-_SPAN_BYTES = 16 * 2**20
 _MAX_PAGE_BYTES = 64 * 2**20
+_LISTED = 8  # series in an error
+# of series whose pages are listed one by one; of all others some are known by their number only
+_LISTED_KINDS = ("uniform", "generic", "ome")
 
 
 @dataclass(frozen=True)
-class PlainReader:
-    """Voxels that lie in one file uncompressed, one after the other, from `offset` on."""
+class _Opened:
+    """A file that is being looked at."""
 
+    tif: tifffile.TiffFile
     path: str
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-    plane_axes: int
-
-    def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
-        """Fill `out`, plane by plane."""
-        lead = len(self.shape) - self.plane_axes
-        plane = self.shape[lead:]
-        plane_bytes = math.prod(plane) * np.dtype(self.dtype).itemsize
-        with _File(self.path) as file:
-            for index in np.ndindex(*(one.stop - one.start for one in selection[:lead])):
-                place = [one.start + step for one, step in zip(selection, index, strict=False)]
-                number = int(np.ravel_multi_index(place, self.shape[:lead])) if lead else 0
-                start = self.offset + number * plane_bytes
-                _read_plane(file, start, self.dtype, plane, selection[lead:], out[index])
-
-    metadata_files = ()
-    n_files = 1
-
-    def file(self, number: int) -> str:
-        """The file itself."""
-        return self.path
-
-    def file_box(self, number: int) -> tuple[slice, ...]:
-        """All of the volume."""
-        return tuple(slice(0, n) for n in self.shape)
+    headers: PageHeaders
+    every: list[Any]  # its series
 
 
-@dataclass(frozen=True)
-class DecodedReader:
-    """One level of a file that needs decoding (compressed, tiled, scattered)."""
-
-    path: str
-    level: int
-    chunkmode: int
-    stamp: tuple[int, int]
-
-    def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
-        """Fill `out` through tifffile's decoders."""
-        try:
-            # the process is part of the key: after a fork two would share one file position
-            array = _decoded(self, os.getpid())
-            array.get_basic_selection(selection, out=NDBuffer.from_numpy_array(out))
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise SourceError(
-                f"{self.path} {_why(error)} (within {_box_text(selection)})"
-            ) from error
-
-    metadata_files = ()
-    n_files = 1
-
-    def file(self, number: int) -> str:
-        """The file itself."""
-        return self.path
-
-    def file_box(self, number: int) -> tuple[slice, ...]:
-        """All of the volume."""
-        return tuple(slice(0, n) for n in _decoded(self, os.getpid()).shape)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One file of a folder; `offset` is None where its voxels must be decoded."""
-
-    name: str
-    offset: int | None
-    dtype: str
-
-
-@dataclass(frozen=True)
-class FolderReader:
-    """A stack of one-page files."""
-
-    folder: str
-    slices: tuple[Slice, ...]
-    shape: tuple[int, ...]
-
-    def read(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
-        """Fill `out`, file by file."""
-        for step, one in enumerate(self.slices[selection[0]]):
-            path = os.path.join(self.folder, one.name)
-            if one.offset is None:
-                out[step] = _decode_page(path)[selection[1:]]
-                continue
-            with _File(path) as file:
-                _read_plane(file, one.offset, one.dtype, self.shape, selection[1:], out[step])
-
-    metadata_files = ()
-
-    @property
-    def n_files(self) -> int:
-        """One a slice."""
-        return len(self.slices)
-
-    def file(self, number: int) -> str:
-        """The file of one slice."""
-        return os.path.join(self.folder, self.slices[number].name)
-
-    def file_box(self, number: int) -> tuple[slice, ...]:
-        """One slice."""
-        return (slice(number, number + 1), *(slice(0, n) for n in self.shape))
-
-
-class _File:
-    """A file open for `pread`; what the system says becomes a SourceError with its path."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> _File:
-        try:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise SourceError(f"{self.path} cannot be read any more: {error.strerror}") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def bytes_at(self, start: int, count: int) -> bytes:
-        parts: list[bytes] = []
-        while count:
-            try:
-                part = os.pread(self._descriptor, count, start)
-            except OSError as error:
-                raise SourceError(f"{self.path} cannot be read: {error.strerror}") from error
-            if not part:
-                raise SourceError(f"{self.path} is truncated: it ends {count} bytes too early")
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _read_plane(
-    file: _File,
-    start: int,
-    dtype: str,
-    shape: tuple[int, ...],
-    selection: tuple[slice, ...],
-    out: NDArray[Any],
-) -> None:
-    """Part of one (rows, columns[, samples]) plane whose first byte is at `start`."""
-    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    step = max(1, _SPAN_BYTES // row_bytes)
-    first, last = selection[0].start, selection[0].stop
-    for row in range(first, last, step):
-        rows = min(step, last - row)
-        data = np.frombuffer(file.bytes_at(start + row * row_bytes, rows * row_bytes), dtype)
-        span = data.reshape(rows, *shape[1:])
-        out[row - first : row - first + rows] = span[(slice(None), *selection[1:])]
-
-
-def _decode_page(path: str) -> NDArray[Any]:
+def open_tiff(path: str, *, level: int, series: int | str | None) -> Source:
+    """An image of a TIFF file as a Source; without `series` the only one."""
+    headers = PageHeaders(path)
     try:
         with tifffile.TiffFile(path) as tif:
-            page: NDArray[Any] = tif.pages.first.asarray(maxworkers=1)
-            return page
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise SourceError(f"{path} {_why(error)}") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _decoded(reader: DecodedReader, process: int) -> zarr.Array[Any]:
-    store = tifffile.imread(
-        reader.path,
-        aszarr=True,
-        series=0,
-        level=reader.level,
-        chunkmode=reader.chunkmode,
-        maxworkers=1,
-    )
-    array = zarr.open_array(store, mode="r")
-    weakref.finalize(array, store.close)
-    return array
-
-
-def _why(error: Exception) -> str:
-    said = str(error) or type(error).__name__
-    if "imagecodecs" in said:
-        return f"has a compression that needs another package ({said}): pip install imagecodecs"
-    return f"is damaged: {said}; restore it from a copy"
-
-
-def _box_text(selection: Sequence[slice]) -> str:
-    return "[" + ", ".join(f"{one.start}:{one.stop}" for one in selection) + "]"
-
-
-def open_tiff(path: str, *, level: int) -> Source:
-    """The first image of a TIFF file as a Source."""
-    _check_pages_follow(path)
-    try:
-        with tifffile.TiffFile(path) as tif:
-            return _describe(tif, path, level)
+            opened = _Opened(tif, path, headers, all_series(tif, mixed=not headers.alike))
+            return _describe(opened, level, series)
     except (SourceError, MemoryError):
         raise
     except Exception as error:
         raise SourceError(f"{path} is no TIFF file, or a damaged one: {error}") from error
 
 
-def _describe(tif: tifffile.TiffFile, path: str, level: int) -> Source:
-    levels = tif.series[0].levels
+def _describe(opened: _Opened, level: int, given: int | str | None) -> Source:
+    path, every = opened.path, opened.every
+    series = _chosen(opened, given)
+    numbers = range(len(every)) if series == ALL else [int(series)]
+    levels = every[numbers[0]].levels
     if level >= len(levels):
         have = ", ".join(f"{number} {one.shape}" for number, one in enumerate(levels))
         raise SourceError(f"{path} has no level {level}; it has levels {have}")
-    series = levels[level]
-    check_dtype(series.dtype, path)
-    _check_complete(tif, series, path)
-    reader, chunks = _reader(tif, series, path, level)
-    names = tiff_names(series.axes)
-    grid, channels = file_grid(tif)
+    parts = levels_of(every, series, level)
+    check_dtype(parts[0].dtype, path)
+    for part in parts:
+        _check_complete(opened.tif, part, path)
+    _check_alike(opened, parts)
+    image = stacked(parts) if series == ALL else parts[0]
+    finest = (len(parts), *levels[0].shape) if series == ALL else levels[0].shape
+    names = tiff_names(parts[0].axes)
+    if series == ALL:
+        names = ("series" if "z" in names else "z", *names)
+    grid, channels = _common_grid(opened, numbers)
+    reader, chunks = _reader(opened, parts, image, (series, level))
     spacing, origin = [], []
     for axis, name in enumerate(names):
         # a coarser level: voxels of whole numbers of the finest ones, their centres moved
-        factor = max(1, round(levels[0].shape[axis] / max(series.shape[axis], 1)))
+        factor = max(1, round(finest[axis] / max(image.shape[axis], 1)))
         fine = grid.get(name, (1.0, None))[0]
         spacing.append(fine * factor)
         origin.append((factor - 1) * fine / 2)
     layout = Layout(
         names=names,
-        shape=tuple(series.shape),
+        shape=tuple(image.shape),
         chunks=chunks,
         shards=None,
         spacing=tuple(spacing),
@@ -275,67 +99,131 @@ def _describe(tif: tifffile.TiffFile, path: str, level: int) -> Source:
     return make_source(
         path,
         level=level,
+        series=series if len(every) > 1 else None,
         layout=layout,
-        dtype=series.dtype,
+        dtype=image.dtype,
         reader=reader,
         channel_names=channels,
+        remarks=_left_out(opened),
     )
 
 
+def _common_grid(opened: _Opened, numbers: Sequence[int]) -> Grid:
+    """What the metadata say of some series, if they say the same of each."""
+    grids = [file_grid(opened.tif, opened.every, number) for number in numbers]
+    if any(other != grids[0] for other in grids):
+        raise SourceError(
+            f"the series of {opened.path} have other voxel sizes or channels, so they are no one "
+            f"stack; choose one with series=N (--series N)"
+        )
+    return grids[0]
+
+
+# -- which image ---------------------------------------------------------------------------
+
+
+def _chosen(opened: _Opened, series: int | str | None) -> int | str:
+    """Number of the series that is meant, or ALL."""
+    every, path = opened.every, opened.path
+    if not every:
+        raise SourceError(f"{path} has no image in it")
+    if len(every) == 1 and series in (None, ALL):
+        return 0
+    if isinstance(series, int):
+        if series < len(every):
+            return series
+        raise SourceError(f"{path} has no series {series}; it has {_series_text(every)}")
+    kinds = {_kind(one) for one in every}
+    if series == ALL and len(kinds) == 1:
+        return ALL
+    if series == ALL:
+        raise SourceError(
+            f"the series of {path} differ, so they are no one stack: {_series_text(every)}; "
+            f"choose one with series=N (--series N)"
+        )
+    other = ", or stack them with series='all' (--series all)" if len(kinds) == 1 else ""
+    raise SourceError(
+        f"{path} holds {len(every)} series of image data, and a volume is one: "
+        f"{_series_text(every)}. Choose with series=N (--series N){other}"
+    )
+
+
+def _kind(series: Any) -> tuple[object, ...]:
+    """What series must have in common to be stacked."""
+    return series.dtype, series.axes, tuple(one.shape for one in series.levels)
+
+
+def _series_text(every: Sequence[Any]) -> str:
+    """Series with name, shape, dtype and pages; those alike that follow each other as one."""
+    listed = []
+    for (name, look), run in itertools.groupby(enumerate(every), lambda pair: _said(pair[1])):
+        numbers = [number for number, _ in run]
+        if len(numbers) > 1:
+            listed.append(f"{numbers[0]} to {numbers[-1]}{name} each {look}")
+        else:
+            listed.append(f"{numbers[0]}{name} {look}{_pages_text(every[numbers[0]])}")
+    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return "; ".join(listed[:_LISTED]) + more
+
+
+def _said(series: Any) -> tuple[str, str]:
+    coded = series.keyframe.compression
+    code = "" if coded == 1 else f" {getattr(coded, 'name', coded)}".lower()
+    name = f" {series.name!r}" if series.name else ""
+    return name, f"{series.shape} {series.dtype}{code}"
+
+
+def _pages_text(series: Any) -> str:
+    if series.kind != "generic":
+        return ""
+    numbers = sorted(page.index for page in series if page is not None)
+    return f" (page{'s' if len(numbers) > 1 else ''} {ranges(numbers)})"
+
+
+def _left_out(opened: _Opened) -> tuple[str, ...]:
+    """A remark if the metadata of the file describe only some of its pages."""
+    count = len(opened.headers)
+    kinds = {one.kind for one in opened.every}
+    if kinds != {"ome"} or any(one.is_multifile for one in opened.every):
+        return ()
+    found = {page.index for one in opened.every for page in one if page is not None}
+    if len(found) == count:
+        return ()
+    left = [number for number in range(count) if number not in found]
+    return (
+        f"{len(left)} of its {count} pages are part of no image by its OME metadata, and left "
+        f"out: {ranges(left)}",
+    )
+
+
+# -- how it is read ------------------------------------------------------------------------
+
+
 def _reader(
-    tif: tifffile.TiffFile, series: Any, path: str, level: int
+    opened: _Opened, parts: Sequence[Any], image: Any, which: tuple[int | str, int]
 ) -> tuple[PlainReader | DecodedReader, tuple[int, ...]]:
-    shape = tuple(series.shape)
-    page = series.keyframe
-    if series.dataoffset is not None and page.is_final:
-        dtype = tif.byteorder + series.dtype.char
-        plane_axes = min(3 if series.axes.endswith("XS") else 2, len(shape))
+    path, shape, page = opened.path, tuple(image.shape), image.keyframe
+    offsets = [part.dataoffset for part in parts if not part.is_multifile]
+    if page.is_final and len(offsets) == len(parts) and None not in offsets:
+        dtype = opened.tif.byteorder + image.dtype.char
+        plane_axes = min(3 if image.axes.endswith("XS") else 2, len(shape))
         plane = shape[len(shape) - plane_axes :]
-        row_bytes = math.prod(plane[1:]) * series.dtype.itemsize
+        row_bytes = math.prod(plane[1:]) * image.dtype.itemsize
         rows = min(plane[0], max(1, _MAX_PAGE_BYTES // row_bytes))
         chunks = (1,) * (len(shape) - plane_axes) + (rows, *plane[1:])
-        return PlainReader(path, series.dataoffset, dtype, shape, plane_axes), chunks
+        return PlainReader(path, tuple(offsets), dtype, shape, plane_axes), chunks
     whole = not page.is_tiled and page.nbytes <= _MAX_PAGE_BYTES
     mode = tifffile.CHUNKMODE.PAGE if whole else tifffile.CHUNKMODE.STRILE
     status = os.stat(path)
-    reader = DecodedReader(path, level, int(mode), (status.st_mtime_ns, status.st_size))
-    array = _decoded(reader, os.getpid())
+    stamp = status.st_mtime_ns, status.st_size
+    reader = DecodedReader(path, *which, not opened.headers.alike, int(mode), stamp)
+    array = decoded(reader)
     if array.shape != shape:
         raise SourceError(f"{path} is damaged: {shape} by its metadata, {array.shape} by its pages")
     return reader, array.chunks
 
 
-def _check_pages_follow(path: str) -> None:
-    """Follow the chain of page headers: tifffile stops at a broken link and says nothing."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None or len(head) < 8:
-            raise SourceError(f"{path} ({size} bytes) does not begin like a TIFF file; is it one?")
-        big = struct.unpack(order + "H", head[2:4])[0] == 43
-        count_format, entry, link_format = ("Q", 20, "Q") if big else ("H", 12, "I")
-        start = 8 if big else 4
-        link = head[start : start + struct.calcsize(link_format)]
-        seen: set[int] = set()
-        while len(link) == struct.calcsize(link_format):
-            (offset,) = struct.unpack(order + link_format, link)
-            if offset == 0 and seen:
-                return
-            if offset in seen or offset < 8:
-                raise SourceError(f"{path} is damaged: its page {len(seen)} is nowhere")
-            seen.add(offset)
-            file.seek(offset)
-            number = file.read(struct.calcsize(count_format))
-            if len(number) < struct.calcsize(count_format):
-                break
-            file.seek(struct.unpack(order + count_format, number)[0] * entry, os.SEEK_CUR)
-            link = file.read(struct.calcsize(link_format))
-    at = max(seen, default=8)
-    raise SourceError(
-        f"{path} is truncated: it has {size} bytes, its page {max(len(seen) - 1, 0)} is "
-        f"described at byte {at} and beyond; copy the file again"
-    )
+# -- whether it is whole -------------------------------------------------------------------
 
 
 def _check_complete(tif: tifffile.TiffFile, series: Any, path: str) -> None:
@@ -368,12 +256,6 @@ def _check_complete(tif: tifffile.TiffFile, series: Any, path: str) -> None:
         )
 
 
-def page_end(page: Any) -> int:
-    """First byte after the data of a page."""
-    ends = zip(page.dataoffsets, page.databytecounts, strict=True)
-    return max((offset + count for offset, count in ends), default=0)
-
-
 def _imagej_images(tif: tifffile.TiffFile) -> int:
     found = tif.imagej_metadata or {}
     channels = found.get("channels", 1)
@@ -382,211 +264,57 @@ def _imagej_images(tif: tifffile.TiffFile) -> int:
     return int(found.get("slices", 1) * found.get("frames", 1) * channels)
 
 
-def tiff_names(axes: str) -> tuple[str, ...]:
-    """Names of the axes a series has; samples are channels, unknown pages are z.
-
-    >>> tiff_names("QYX"), tiff_names("ZYXS")
-    (('z', 'y', 'x'), ('z', 'y', 'x', 'c'))
-    """
-    names = list(axes.lower())
-    if "c" not in names and "s" in names:
-        names[names.index("s")] = "c"
-    unknown = [axis for axis, name in enumerate(names) if name in "qi"]
-    if "z" not in names and unknown:
-        names[unknown[-1]] = "z"
-    return tuple(names)
-
-
-_Grid = dict[str, tuple[float, str | None]]
-
-
-def file_grid(tif: tifffile.TiffFile) -> tuple[_Grid, tuple[str, ...] | None]:
-    """Spacing and unit per axis, and channel names, as OME or ImageJ write them.
-
-    The resolution tag of any other file is left aside: most hold a printer's 72 dpi.
-    """
-    if tif.is_ome and tif.ome_metadata:
-        return _ome_grid(tif.ome_metadata)
-    if tif.is_imagej:
-        return _imagej_grid(tif), None
-    return {}, None
+def _check_alike(opened: _Opened, parts: Sequence[Any]) -> None:
+    """Refuse a page that would be read as if it were like the first and is not, by its number."""
+    headers = {opened.path: opened.headers}
+    first = parts[0].keyframe
+    wanted = _look(headers, first)
+    for part in parts:
+        if part.dataoffset is not None and part.kind not in _LISTED_KINDS:
+            _check_row(opened, part, wanted)
+            continue
+        for page in part:
+            if page is None or not page.offset:
+                continue
+            look = _look(headers, page)
+            if look != wanted:
+                raise _odd_page(page.parent.filehandle.path, page.treeindex, look, wanted)
 
 
-def _imagej_grid(tif: tifffile.TiffFile) -> _Grid:
-    found = tif.imagej_metadata or {}
-    unit = found.get("unit")
-    grid: _Grid = {}
-    for name, tag in (("x", "XResolution"), ("y", "YResolution")):
-        value = tif.pages.first.tags.valueof(tag)
-        if value is not None and value[0] > 0 and value[1] > 0:
-            grid[name] = value[1] / value[0], normal_unit(found.get(f"{name}unit", unit))
-    for name, key, fallback in (("z", "spacing", unit), ("t", "finterval", "sec")):
-        value = _positive(found.get(key))
-        if value is not None:
-            grid[name] = value, normal_unit(found.get(f"{name}unit", fallback))
-    return grid
+def _look(headers: dict[str, PageHeaders], page: Any) -> Look:
+    path = page.parent.filehandle.path
+    if path not in headers:
+        headers[path] = PageHeaders(path)
+    return headers[path].look_at(page.offset)
 
 
-def _ome_grid(text: str) -> tuple[_Grid, tuple[str, ...] | None]:
-    grid: _Grid = {}
-    pixels = next(ElementTree.fromstring(text).iterfind("{*}Image/{*}Pixels"), None)
-    if pixels is None:
-        return grid, None
-    keys = [(name.lower(), f"PhysicalSize{name}", "um") for name in "XYZ"]
-    for name, key, usual in [*keys, ("t", "TimeIncrement", "s")]:
-        value = _positive(pixels.get(key))
-        if value is not None:
-            grid[name] = value, normal_unit(pixels.get(f"{key}Unit", usual))
-    labels = [channel.get("Name") for channel in pixels.iterfind("{*}Channel")]
-    named = tuple(label for label in labels if label)
-    return grid, named if named and len(named) == len(labels) else None
-
-
-def _positive(found: object) -> float | None:
-    try:
-        value = float(found)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) and value > 0 else None
-
-
-def natural_key(name: str) -> tuple[tuple[str, int], ...]:
-    """Sort key by which slice_2 comes before slice_10."""
-    parts = re.split(r"(\d+)", name)
-    numbers = [int(number) for number in parts[1::2]] + [-1]
-    return tuple(zip(parts[::2], numbers, strict=True))
-
-
-def open_folder(path: str, *, level: int) -> Source:
-    """A folder of one-page TIFF files, in natural order of their names, as a stack."""
-    everything = sorted(os.listdir(path))
-    files = [name for name in everything if _is_slice(path, name)]
-    if not files:
-        raise _no_slices(path, everything)
-    if level:
-        raise SourceError(f"{path} is a folder of slices and has no level {level}; leave it at 0")
-    files.sort(key=natural_key)
-    headers = [_header(os.path.join(path, name)) for name in files]
-    kinds = Counter((header.shape, header.kind) for header in headers)
-    shape, kind = kinds.most_common(1)[0][0]
-    for name, header in zip(files, headers, strict=True):
-        if (header.shape, header.kind) != (shape, kind):
+def _check_row(opened: _Opened, part: Any, wanted: Look) -> None:
+    """The pages of a series that is known by its first page, and read in one go from there."""
+    headers, page = opened.headers, part.keyframe
+    if len(page.treeindex) > 1:
+        return
+    images = math.prod(part.shape) // math.prod(page.shape)
+    if part.kind == "imagej" and len(headers) > images:
+        raise SourceError(
+            f"{opened.path} has {len(headers)} pages, and its ImageJ header describes {images}, "
+            f"so some would be left out; save it anew as a stack"
+        )
+    last = page.index + (1 if part.is_truncated else images)
+    for number in range(page.index, min(last, len(headers))):
+        if headers.look(number) != wanted:
+            raise _odd_page(opened.path, (number,), headers.look(number), wanted)
+        there = part.dataoffset + (number - page.index) * page.nbytes
+        if headers.start(number) != there:
             raise SourceError(
-                f"{os.path.join(path, name)} is {header.shape} {header.kind}, the other slices "
-                f"are {shape} {kind}; put it right or move it elsewhere"
+                f"the voxels of page {number} of {opened.path} begin at byte "
+                f"{headers.start(number)}, and by its {part.kind} header the pages follow one "
+                f"another, which would put them at {there}; save it anew as a stack"
             )
-    _check_numbering(path, files)
-    names = ("z", "y", "x", "c")[: 1 + len(shape)]
-    slices = zip(files, headers, strict=True)
-    return make_source(
-        path,
-        level=0,
-        layout=Layout(
-            names=names,
-            shape=(len(files), *shape),
-            chunks=(1, *shape),
-            shards=None,
-            spacing=(1.0,) * len(names),
-            origin=(0.0,) * len(names),
-            units=(None,) * len(names),
-        ),
-        dtype=np.dtype(kind),
-        reader=FolderReader(
-            path, tuple(Slice(name, one.offset, one.dtype) for name, one in slices), shape
-        ),
-    )
 
 
-def _is_slice(folder: str, name: str) -> bool:
-    hidden = name.startswith(".")  # macOS leaves ._name.tif beside name.tif
-    return (
-        not hidden
-        and name.lower().endswith(SUFFIXES)
-        and os.path.isfile(os.path.join(folder, name))
-    )
-
-
-def _no_slices(path: str, everything: Sequence[str]) -> SourceError:
-    if not everything:
-        return SourceError(f"{path} is an empty folder")
-    kinds = Counter(os.path.splitext(name)[1].lower() or "(no suffix)" for name in everything)
-    have = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+def _odd_page(path: str, index: tuple[int, ...], look: Look, wanted: Look) -> SourceError:
+    number = ".".join(map(str, index))
     return SourceError(
-        f"{path} is no Zarr store and has no TIFF slices in it (but {have}); "
-        f"volpatch reads Zarr, OME-Zarr, TIFF stacks and folders of TIFF slices"
+        f"page {number} of {path} is not like the first of its series: it has "
+        f"{look.differences(wanted)}; put it right, or take it out"
     )
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, ...]
-    kind: str
-    offset: int | None
-    dtype: str
-
-
-def _header(path: str) -> _Header:
-    """Look at one slice; refuse it if it is cut off or not one 2-D page."""
-    _check_pages_follow(path)
-    try:
-        with tifffile.TiffFile(path) as tif:
-            page: Any = tif.pages.first
-            pages, end = len(tif.pages), page_end(page)
-            dtype, axes = page.dtype, page.axes
-            offset = page.dataoffsets[0] if page.is_final and page.dataoffsets else None
-            header = _Header(tuple(page.shape), str(dtype), offset, f"{tif.byteorder}{dtype.char}")
-    except Exception as error:
-        raise SourceError(f"{path} is no TIFF file, or a damaged one: {error}") from error
-    if pages != 1 or axes not in ("YX", "YXS"):
-        raise SourceError(
-            f"{path} holds {pages} pages of axes {axes}, and a slice is one 2-D page; "
-            f"pass the file itself if it is the volume"
-        )
-    check_dtype(dtype, path)
-    size = os.path.getsize(path)
-    if end > size:
-        raise SourceError(
-            f"{path} is truncated: it has {size} bytes, and its voxels need {end}; copy it again"
-        )
-    return header
-
-
-def _check_numbering(folder: str, files: Sequence[str]) -> None:
-    """Refuse a folder where the names of the slices skip a number.
-
-    Counted is the last number in the name that varies; if that one is no counter (a time of
-    day), an earlier one that never skips is as good.
-    """
-    stems = [os.path.splitext(name)[0] for name in files]
-    runs = [re.findall(r"\d+", stem) for stem in stems]
-    if len(files) < 2 or len({re.sub(r"\d+", "#", stem) for stem in stems}) > 1:
-        return
-    columns = [column for column in zip(*runs, strict=True) if len(set(column)) > 1]
-    if not columns or any(_skips(column) is None for column in columns):
-        return
-    missing = _skips(columns[-1])
-    if not missing:
-        raise SourceError(
-            f"{folder} has slices numbered unevenly (from {files[0]} to {files[-1]}); "
-            f"keep one series, with an even step, in one folder"
-        )
-    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-    raise SourceError(
-        f"{folder} lacks slice {', '.join(missing[:_NAMED])}{more} between {files[0]} and "
-        f"{files[-1]}; restore what is missing, or number the slices anew"
-    )
-
-
-def _skips(column: Sequence[str]) -> list[str] | None:
-    """Numbers missing from a counter, written as its others are; None if nothing is."""
-    numbers = [int(text) for text in column]
-    steps = [after - before for before, after in itertools.pairwise(numbers)]
-    common = max(Counter(steps).items(), key=lambda pair: (pair[1], -pair[0]))[0]
-    if set(steps) == {common} and common > 0:
-        return None
-    if common <= 0 or any(step <= 0 or step % common for step in steps):
-        return []
-    width = min(len(text) for text in column)
-    there = set(numbers)
-    wanted = range(numbers[0], numbers[-1], common)
-    return [str(number).zfill(width) for number in wanted if number not in there]
