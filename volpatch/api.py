@@ -18,6 +18,7 @@ from volpatch.planning import Function, as_source, fitted, make_draft, named
 from volpatch.progress import Progress
 from volpatch.report import RunReport
 from volpatch.running import Request, execute
+from volpatch.storage.endings import check_ending
 from volpatch.storage.puts import Durability, check_target
 from volpatch.storage.source import Source
 from volpatch.storage.target import WorkTree
@@ -67,6 +68,8 @@ def plan(
     GridError, SettingError, SourceError
         Something that cannot be.
     """
+    if target is not None:
+        check_ending(target)
     volume = as_source(source, level, options.get("missing", "auto"), series)
     draft = make_draft(volume, target, named(func), named(finalize), options)
     return fitted(draft)
@@ -154,6 +157,7 @@ def run(
     """
     if (func is None) == (setup is None):
         raise SettingError("give one of func and setup: the function, or what makes it")
+    check_ending(target)
     return execute(
         make_request(
             func,

@@ -30,6 +30,7 @@ from volpatch.errors import SettingError, SourceError, TargetError
 from volpatch.layout import SPATIAL, default_dims, write_units
 from volpatch.lazy import borders
 from volpatch.options import Sizes
+from volpatch.storage.endings import check_ending
 from volpatch.storage.ome import normal_unit
 from volpatch.storage.opening import source_of
 from volpatch.storage.puts import Durability, check_target
@@ -100,6 +101,7 @@ def to_zarr(
     >>> open_volume(made).sizes["y"]
     4
     """
+    check_ending(path)
     given = Labelled.of(array, "to_zarr")
     _refuse_masked(given.data)
     for source in _sources(given):
