@@ -236,6 +236,16 @@ def rude(patch):
     return shade(patch)
 
 
+def behind_a_gate(patch):
+    """As `misbehave`; where the environment says so, it tells that it is here and waits."""
+    gate = folder() / "gate"
+    if "VOLPATCH_TEST_WAITS" in os.environ and gate.exists():
+        (folder() / "arrived").touch()
+        while gate.exists():
+            time.sleep(0.005)
+    return misbehave(patch)
+
+
 def generate(patch):
     yield patch
 

@@ -160,8 +160,8 @@ def resume(bench: Bench, **more: Any) -> None:
     """Run again, as somebody does who does not know how far the last run came."""
     try:
         assert bench.run(**more).complete
-    except TargetError as error:  # which tells that all was done
-        if "exists; pass --overwrite" not in str(error):
+    except TargetError as error:  # the old output is whole, and nothing new was begun
+        if "exists, and was made by another job: output.attributes.window was" not in str(error):
             raise
 
 
@@ -418,6 +418,66 @@ def test_what_a_call_has_told_of_survives_a_power_cut(bench: Bench) -> None:
         for model in POWER_CUTS:
             left = disk.tree(model, random.Random(4))
             assert output(left) == output(read_tree(bench.root)), (call, model)
+
+
+def test_a_repair_that_ended_anywhere_is_not_in_the_way(folder: Path) -> None:
+    """Of the same run, of its parts, of a commit, nor of parts that make another output of it."""
+    bench = Bench(folder, SHARDS)
+    bench.run()
+    wanted = output(read_tree(bench.root))
+    key = "scale0/image/c/1/0/1"
+    (bench.target / key).unlink()
+
+    def repair() -> None:
+        volpatch.retry(bench.target, workers=1, memory_limit="4GiB")
+
+    crashes = list(bench.crashes(repair, KILLED, *POWER_CUTS))
+
+    def again(crash: Crash) -> None:
+        whole = key in output(crash.tree)
+        for call in (
+            bench.run,
+            lambda: bench.run(part="1/2"),
+            lambda: volpatch.commit(bench.target),
+        ):
+            bench.reset(crash.tree)
+            if whole:
+                call()
+                check_whole(bench, wanted)
+            else:
+                with pytest.raises(volpatch.IncompleteError, match=r"1 of 2 regions \(1\)"):
+                    call()
+            assert not functions.told
+
+    def anew(crash: Crash) -> None:
+        bench.reset(crash.tree)
+        assert bench.run(overwrite=True, part="0/1", window="triangle").complete
+        check_whole(bench, other)
+
+    bench.run(overwrite=True, window="triangle")
+    other = output(read_tree(bench.root))
+    assert try_all(crashes, again) > 10
+    assert try_all(crashes, anew) > 10
+
+
+def test_a_run_killed_after_its_last_rename_is_complete_already(folder: Path) -> None:
+    bench = Bench(folder, CHUNKS)
+    bench.run(window="triangle")
+    crashes = list(bench.crashes(lambda: bench.run(overwrite=True), KILLED))
+    wanted = output(read_tree(bench.root))
+
+    def check(crash: Crash) -> None:
+        for call in (bench.run, lambda: bench.run(part="1/2")):
+            bench.reset(crash.tree)
+            report = call()
+            assert report.already
+            assert not functions.told
+            check_whole(bench, wanted)
+        bench.reset(crash.tree)
+        assert volpatch.commit(bench.target) == str(bench.target)
+        check_whole(bench, wanted)
+
+    assert try_all((c for c in crashes if output(c.tree) == wanted), check) > 5
 
 
 # -- several -------------------------------------------------------------------------------

@@ -419,7 +419,7 @@ def foreign_work(here):
 
 
 IN_THE_WAY = {
-    complete: ("exists; pass --overwrite", None),
+    complete: ("exists, and was made by another job: .*; pass --overwrite", None),
     unfinished: ("holds a run of another plan: function.target was", None),
     foreign_zarr: ("exists; pass --overwrite", "has no 'volpatch' attribute"),
     folder: ("exists; pass --overwrite", "has no 'volpatch' attribute"),

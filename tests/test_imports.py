@@ -33,6 +33,7 @@ ROOMS = (
         "publishing",
         "runner",
         "inputs",
+        "gone",
         "identity",
     ),
     *(

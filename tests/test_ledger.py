@@ -372,7 +372,7 @@ def test_parts_in_any_order_and_repeated_make_the_same_bytes(here):
     assert late.regions_before == 27
     assert late.stats.patches == 0
     assert tree(here) == before
-    with pytest.raises(TargetError, match=r"holds a run of another plan: grid\.patch"):
+    with pytest.raises(TargetError, match=r"exists, and was made by another job: grid\.patch"):
         run("tests.helpers_functions:shade_and_count", here / "in.zarr", here / "out.zarr",
             patch=8, part="3/7")  # fmt: skip
 

@@ -569,7 +569,7 @@ def test_commit_publishes_what_is_done_and_may_be_repeated(here, ask, monkeypatc
     assert not target.exists()
     assert ask("commit", target) == (0, f"complete {target}\n", "")
     before = tree(here)
-    assert ask("commit", target) == (0, f"complete {target}\n", "")
+    assert ask("commit", target) == (0, f"complete already {target}\n", "")
     assert tree(here) == before
     assert volpatch.verify(target, deep=True).ok
     assert sorted(os.listdir(here)) == ["in.zarr", "out.zarr"]
@@ -603,7 +603,10 @@ def test_two_may_commit_at_once(here, monkeypatch, apart):
             told.append(volpatch.commit(target))
         else:
             done = command(here, "commit", target)
-            told.append(done.stdout.strip().removeprefix("complete ") or done.stderr)
+            told.append(
+                done.stdout.strip().removeprefix("complete ").removeprefix("already ")
+                or done.stderr
+            )
 
     threads = [threading.Thread(target=call) for _ in range(3 if apart == "threads" else 2)]
     for thread in threads:

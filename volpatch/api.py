@@ -11,6 +11,7 @@ from volpatch.arrays import skips_of
 from volpatch.errors import SettingError, SourceError
 from volpatch.forms import parse_part
 from volpatch.functions import FunctionSpec
+from volpatch.gone import stand_in
 from volpatch.mending import mend
 from volpatch.options import JobOptions
 from volpatch.planner import Plan
@@ -96,7 +97,8 @@ def run(
     """Run a function over overlapping patches of a stored volume, into a stored volume.
 
     A run that was ended, by whatever, goes on where it was when it is called again with the
-    same words: what is done is not computed twice, and the bytes come out the same.
+    same words: what is done is not computed twice, and the bytes come out the same. Where the
+    output is complete already, nothing is computed, and neither is `setup` called.
 
     Parameters
     ----------
@@ -133,15 +135,17 @@ def run(
     Returns
     -------
     RunReport
-        `report.complete` says whether the target is there now, which a part may leave to others.
+        `report.complete` says whether the target is there now, which a part may leave to others;
+        `report.already` whether it was before, made by the same job.
 
     Raises
     ------
     VolpatchError
         Before anything is written: settings, source, target or function that cannot be, or
-        an unfinished run of another plan (the message names the fields that differ).
+        the output of another job, finished or not (the message names the fields that differ).
     IncompleteError
-        Some regions failed; all others are done and kept. The target does not exist yet.
+        Some regions failed; all others are done and kept. The target does not exist yet. Or it
+        was complete, and lacks objects now.
     RunError
         The disk is full, workers died one after the other, the input changed. What is done
         is kept.
@@ -161,7 +165,7 @@ def run(
     return execute(
         make_request(
             func,
-            source,
+            _present(source, level, options.get("missing", "auto"), series, target),
             target,
             level=level,
             series=series,
@@ -177,6 +181,23 @@ def run(
             options=options,
         )
     )
+
+
+def _present(
+    source: Any,
+    level: int,
+    missing: str,
+    series: int | str | None,
+    target: str | os.PathLike[str],
+) -> Source:
+    """The volume; where it is gone, and a complete output was made of it, what stands for it."""
+    try:
+        return as_source(source, level, missing, series)
+    except SourceError:
+        found = stand_in(source, level, series, target)
+        if found is None:
+            raise
+        return found
 
 
 def make_request(
@@ -212,7 +233,7 @@ def make_request(
         draft,
         Functions(function, setup, final, draft.calls, holes),
         volume,
-        WorkTree(os.fspath(target), durability=durability),
+        WorkTree(os.fspath(target), durability=durability, overwrite=more.get("overwrite", False)),
         part=parse_part(part),
         retries=retries,
         **more,
@@ -237,8 +258,11 @@ def run_job(
         overwrite, part, retries, fail_fast, durability, progress, announce: see `run`.
     """
     job = jobs.load(job) if isinstance(job, str | os.PathLike) else job
+    place = target or job["target"]
+    if place is None:
+        raise SettingError("the job names no target; plan again with one")
     missing = job["options"].get("missing", "auto")
-    source = as_source(job["source"], job["level"], missing, job["series"])
+    source = _present(job["source"], job["level"], missing, job["series"], place)
     planned = (tuple(job["source_shape"]), job["source_dtype"])
     if (source.shape, str(source.dtype)) != planned:
         raise SourceError(
@@ -247,9 +271,6 @@ def run_job(
         )
     if job["function"] is None:
         raise SettingError("the job names no function; plan again with --apply or --factory")
-    place = target or job["target"]
-    if place is None:
-        raise SettingError("the job names no target; plan again with one")
     function: Function = FunctionSpec.from_json(job["function"])
     finalize = None if job["finalize"] is None else FunctionSpec.from_json(job["finalize"])
     options: JobOptions = job["options"]

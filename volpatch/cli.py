@@ -457,7 +457,8 @@ def commit(target: str) -> None:
     """
     from volpatch import upkeep
 
-    click.echo(f"complete {upkeep.commit(target)}")
+    already = "already " if upkeep.find(target).finished else ""
+    click.echo(f"complete {already}{upkeep.commit(target)}")
 
 
 @cli.command(epilog="\b\nExample:\n  volpatch clean out.ome.zarr")

@@ -144,9 +144,15 @@ class PlanFile:
             if mine.get(name) != theirs.get(name)
         ]
 
-    def check_same(self, wanted: PlanFile, place: Path) -> None:
-        """Refuse to go on with a plan that would give other bytes."""
+    def check_same(self, wanted: PlanFile, place: Path, *, finished: bool = False) -> None:
+        """Refuse to go on with a plan that would give other bytes, or to take it for done."""
         differences = self.differences(wanted)
+        if differences and finished:
+            raise TargetError(
+                f"the output {str(place)!r} exists, and was made by another job: "
+                f"{'; '.join(differences)}; pass --overwrite (overwrite=True) to replace it when "
+                f"the new one is complete, or choose another name"
+            )
         if differences:
             raise TargetError(
                 f"{str(place)!r} holds a run of another plan: {'; '.join(differences)}. Ask for "

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from volpatch.errors import IncompleteError, RunError
+from volpatch.errors import IncompleteError, RunError, TargetError
 from volpatch.forms import show_numbers
-from volpatch.ledger import DONE, FAILED, Reader, State
+from volpatch.ledger import DONE, FAILED, PlanFile, Reader, State
 from volpatch.pools import open_pool
 from volpatch.publishing import committed_files, completion, state_of, tell_metadata
 from volpatch.report import RunReport
-from volpatch.running import Request, compute, rejoined
+from volpatch.running import Request, compute, rejoined, unless_published
 from volpatch.storage.puts import SUFFIX, disk_errors
 from volpatch.storage.target import Site, metadata_files
 from volpatch.upkeep import Place, Verification, check_units, fault
@@ -32,18 +32,36 @@ def mend(request: Request, place: Place) -> RunReport:
     IncompleteError
         Nothing failed, but there are regions that were never computed.
     """
+    if not place.finished:
+        return unless_published(request, lambda: _mend_unfinished(request, place))
+    with request.work.mending():
+        now = PlanFile.load(place.root / SUFFIX)
+        if now is None or now.id != place.file.id:
+            raise TargetError(
+                f"{str(place.target)!r} was replaced at this moment by another run; look again"
+            )
+        return _mend_finished(request, place)
+
+
+def _mend_finished(request: Request, place: Place) -> RunReport:
+    settled = rejoined(request, place.file, place.root)
+    bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
+    state, _ = state_of(place.root, place.file, place.spec, bad)
+    broken = np.flatnonzero(state.status < DONE).tolist()
+    with (
+        open_pool(request.draft, request.functions, request.source) as pool,
+        _beside(request, place) as site,
+    ):
+        _mend_metadata(place, site)
+        wanted = _recorded(place, set(broken))
+        return compute(request, settled, pool, site, broken, bad=bad, publish=False, wanted=wanted)
+
+
+def _mend_unfinished(request: Request, place: Place) -> RunReport:
     settled = rejoined(request, place.file, place.root)
     bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
     state, _ = state_of(place.root, place.file, place.spec, bad)
     with open_pool(request.draft, request.functions, request.source) as pool:
-        if place.finished:
-            broken = np.flatnonzero(state.status < DONE).tolist()
-            with _beside(request, place) as site:
-                _mend_metadata(place, site)
-                wanted = _recorded(place, set(broken))
-                return compute(
-                    request, settled, pool, site, broken, bad=bad, publish=False, wanted=wanted
-                )
         numbers = _failed_or_bad(place, state)
         if not numbers and state.n_done < place.file.n_regions:
             left = np.flatnonzero(state.status < DONE).tolist()
@@ -53,7 +71,8 @@ def mend(request: Request, place: Place) -> RunReport:
                 f"run again, or the parts that are missing"
             )
         with request.work.in_use():
-            return compute(request, settled, pool, request.work.site, numbers, bad=bad, whole=False)
+            site = request.work.go_on()
+            return compute(request, settled, pool, site, numbers, bad=bad, whole=False)
 
 
 def _failed_or_bad(place: Place, state: State) -> list[int]:
@@ -69,7 +88,7 @@ def _failed_or_bad(place: Place, state: State) -> list[int]:
 def _beside(request: Request, place: Place) -> Iterator[Site]:
     """A folder for temporary files beside a finished output, removed on the way out."""
     work = request.work
-    work.begin(overwrite=False)
+    work.begin(overwrite=False, mends=True)
     try:
         with work.in_use():
             yield Site(place.root, work.site.temp, work.site.durability)

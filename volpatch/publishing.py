@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from volpatch.errors import RunError
+from volpatch.errors import IncompleteError, RunError
 from volpatch.forms import show_numbers
 from volpatch.ledger import DONE, RECORDS, PlanFile, Reader, Recorder, State, size_is
 from volpatch.storage.layers import unit_key
@@ -54,6 +54,35 @@ def is_published(target: Path, plan_id: str) -> bool:
     """Whether the finished output of just this plan is in its place."""
     found = PlanFile.load(target / SUFFIX) if (target / "zarr.json").is_file() else None
     return found is not None and found.id == plan_id
+
+
+def check_whole(target: Path, file: PlanFile, spec: TargetSpec) -> None:
+    """Refuse to call an output complete that lacks objects, or has some of another size.
+
+    What is in the objects is not looked at.
+
+    Raises
+    ------
+    IncompleteError
+        Names the metadata and the regions.
+    """
+    state, _ = state_of(target, file, spec)
+    left = np.flatnonzero(state.status < DONE).tolist()
+    told = {key: size for key, (size, _) in committed_files(target).items()}
+    lacking = [key for key, size in told.items() if not size_is(target, key, size)]
+    if not told and not (target / "zarr.json").is_file():
+        lacking = ["zarr.json"]
+    if not left and not lacking:
+        return
+    what = lacking[:LISTED]
+    if left:
+        count = f"{len(left)} of {file.n_regions} regions"
+        what.append(f"objects of {count} ({show_numbers(left, LISTED)})")
+    raise IncompleteError(
+        f"{str(target)!r} was complete, but {', '.join(what)} are missing, have another size or "
+        f"have no record; `volpatch verify {target}` names all that is wrong, and `volpatch retry "
+        f"{target}` makes it again"
+    )
 
 
 def completion(file: PlanFile, spec: TargetSpec) -> dict[str, Any]:

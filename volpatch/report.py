@@ -25,6 +25,8 @@ class RunReport:
     complete : whether the output is under its name now; a part may leave work to others.
     regions_before : regions that were done before this run, by one that was ended or by others.
     part : (i, n) where only every n-th region was asked for.
+    already : whether the output was complete before, so that nothing was computed.
+    remarks : what could not be looked at.
     """
 
     target: str
@@ -44,6 +46,8 @@ class RunReport:
     complete: bool = True
     regions_before: int = 0
     part: tuple[int, int] | None = None
+    already: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def voxels(self) -> int:
@@ -68,6 +72,8 @@ class RunReport:
             "regions": self.regions,
             "regions_before": self.regions_before,
             "complete": self.complete,
+            "already": self.already,
+            "remarks": list(self.remarks),
             "part": None if self.part is None else list(self.part),
             "workers": self.workers,
             "backend": self.backend,
@@ -90,6 +96,12 @@ class RunReport:
         spent = [(name, self.stats.seconds[name]) for name in PHASES]
         phases = ", ".join(f"{name} {show_seconds(s)} ({s / busy:.0%})" for name, s in spent)
         shape = " x ".join(map(str, self.shape))
+        if self.already:
+            lines = [
+                f"output    complete already: {self.target}: {shape} {self.dtype}",
+                "looked at job and sizes of all objects; `volpatch verify` compares their content",
+            ]
+            return "\n".join([*lines, *(f"remark    {remark}" for remark in self.remarks)])
         before = f" ({self.regions_before:,} done before)" if self.regions_before else ""
         return "\n".join(
             [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 
 from volpatch import job as jobs
 from volpatch import machine
-from volpatch.errors import IncompleteError, RunError, SettingError, TargetError
+from volpatch.errors import RunError, SettingError, TargetError
 from volpatch.functions import FunctionSpec
+from volpatch.gone import GoneReader, remembered
 from volpatch.identity import identity
 from volpatch.inputs import (
     Looks,
@@ -37,7 +39,7 @@ from volpatch.planner import Plan
 from volpatch.planning import asked_region, fitted, target_spec
 from volpatch.pools import Pool, open_pool
 from volpatch.progress import Progress
-from volpatch.publishing import state_of
+from volpatch.publishing import check_whole, state_of
 from volpatch.recipe import Recipe
 from volpatch.report import RunReport
 from volpatch.runner import Run, finish
@@ -78,23 +80,46 @@ class Request:
         """How closely the input's files are looked at."""
         return str(self.draft.words["options"].get("fingerprint", "sample"))
 
-    def settled(self, trial: Trial, region: Any = None) -> Settled:
-        """The plan with what a trial told, its output, and what determines its bytes."""
+    @property
+    def starts_over(self) -> bool:
+        """Whether what there is counts for nothing."""
+        return self.overwrite and self.part is None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the input is known only from what was made of it."""
+        return isinstance(self.source.reader, GoneReader)
+
+    def look(self) -> tuple[dict[str, Any], Looks]:
+        """What the input is, and how its files look; what they were where they are gone."""
+        reader = self.source.reader
+        if isinstance(reader, GoneReader):
+            return {**reader.identity, "files": self.how}, reader.looks
+        return fingerprint(self.source, self.how)
+
+    def settled(self, trial: Trial, region: Any = None, *, finished: bool = False) -> Settled:
+        """The plan with what a trial told, its output, and what determines its bytes.
+
+        Parameters
+        ----------
+        finished : whether nothing will be computed, so that no memory has to suffice.
+        """
         draft = self.draft
         memory = trial.func_memory if draft.func_memory is None else draft.func_memory
-        plan = fitted(
-            replace(
-                draft,
-                recipe=trial.recipe,
-                func_memory=memory,
-                resident=trial.resident,
-                parent=machine.resident_bytes(),
-            ),
-            region,
+        plan = replace(
+            draft,
+            recipe=trial.recipe,
+            func_memory=memory,
+            resident=trial.resident,
+            parent=machine.resident_bytes(),
         )
+        if not finished:
+            plan = fitted(plan, region)
+        elif region is not None:
+            plan = replace(plan, region=region)
         spec = target_spec(plan, self.source)
         functions = self.functions
-        source, looks = fingerprint(self.source, self.how)
+        source, looks = self.look()
         words = identity(
             plan,
             spec,
@@ -111,6 +136,7 @@ class Request:
             "func_memory": memory,
             "resident": trial.resident,
             "input": looks,
+            "volume": remembered(self.source),
         }
         file = PlanFile(words, layout, _job_words(plan))
         return Settled(plan, spec, file, looks)
@@ -166,13 +192,14 @@ def _known(draft: Plan, file: PlanFile) -> Trial:
     return Trial(recipe, file.layout["func_memory"], file.layout["resident"], 0.0)
 
 
-def rejoined(request: Request, there: PlanFile, root: Path) -> Settled:
+def rejoined(request: Request, there: PlanFile, root: Path, *, finished: bool = False) -> Settled:
     """The settled plan that another process, or an earlier run, has made.
 
     Parameters
     ----------
     there : the plan that was found.
     root : of the output that it was found in.
+    finished : whether that one is complete, and will be left as it is.
 
     Raises
     ------
@@ -187,11 +214,11 @@ def rejoined(request: Request, there: PlanFile, root: Path) -> Settled:
     fits = len(region) == len(draft.unit) and all(
         edge % unit == 0 for edge, unit in zip(region, draft.unit, strict=True)
     )
-    settled = request.settled(_known(draft, there), region if fits else None)
+    settled = request.settled(_known(draft, there), region if fits else None, finished=finished)
     place = request.work.folder if root == request.work.data else root
-    there.check_same(settled.file, place)
+    there.check_same(settled.file, place, finished=finished)
     asked = asked_region(draft)
-    if asked is not None and asked != region:
+    if not finished and asked is not None and asked != region:
         raise TargetError(
             f"region={asked} is asked for, but {str(place)!r} was begun with regions of {region}, "
             f"and its records are by region; leave region out to go on, or start over with "
@@ -202,6 +229,8 @@ def rejoined(request: Request, there: PlanFile, root: Path) -> Settled:
 
 def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> Settled:
     """Accept files of the input that changed if nothing that is done was made of them."""
+    if request.is_gone:
+        return settled
     source, plan, file = request.source, settled.plan, settled.file
     accepted = {
         number: look
@@ -242,52 +271,88 @@ def execute(request: Request) -> RunReport:
         work.restore()
         if not request.overwrite:
             work.clear_up()
-    there = None
-    if part is not None or not request.overwrite:
-        there = PlanFile.load(work.data / SUFFIX)
-    if there is None and part is not None and (late := _published(request)) is not None:
+    there = None if request.starts_over else PlanFile.load(work.data / SUFFIX)
+    late = None if request.starts_over else _published(request, there)
+    if late is not None:
         return late
-    may_replace = request.overwrite or work.may_replace
-    check_target(work.target, overwrite=may_replace, source_path=request.source.path)
+    if isinstance(request.source.reader, GoneReader):
+        raise request.source.reader.error
+    check_target(work.target, overwrite=work.may_replace, source_path=request.source.path)
     settled = None if there is None else rejoined(request, there, work.data)
     with open_pool(request.draft, request.functions, request.source) as pool:
-        try:
-            if settled is None:
-                settled = _begin(request, pool)
+
+        def rest() -> RunReport:
+            mine = settled
+            if mine is None:
+                mine = _begin(request, pool)
+                late = None if request.starts_over else _published(request, None)
+                if late is not None:  # a twin was faster, and this tree was begun after it
+                    _drop(work)
+                    return late
             first, step = part or (0, 1)
-            numbers = range(first, settled.file.n_regions, step)
+            numbers = range(first, mine.file.n_regions, step)
             with work.in_use():
-                return compute(request, settled, pool, work.site, numbers, whole=part is None)
-        except IncompleteError:
-            raise
-        except RunError:
-            # another process may have been faster, and taken away the folders that this one used
-            late = None if os.path.lexists(work.data) else _published(request)
-            if late is None:
-                raise
-            return late
+                return compute(request, mine, pool, work.go_on(), numbers, whole=part is None)
+
+        return unless_published(request, rest)
 
 
-def _published(request: Request) -> RunReport | None:
-    """The report of a part that comes when all is done and in its place."""
-    target = request.work.target
-    there = PlanFile.load(target / SUFFIX) if (target / "zarr.json").is_file() else None
-    if there is None:
-        return None
+def unless_published(request: Request, call: Callable[[], RunReport]) -> RunReport:
+    """What `call` gives, or, where another process was faster, what is to be said then.
+
+    That one has published the same output, and taken away the folders that this one used.
+    """
     try:
-        settled = rejoined(request, there, target)
+        return call()
+    except RunError:
+        late = None if os.path.lexists(request.work.data) else _published(request, None)
+        if late is None:
+            raise
+        return late
+
+
+def _published(request: Request, begun: PlanFile | None) -> RunReport | None:
+    """The report of a run that comes when all is done and in its place; None if it is not.
+
+    Parameters
+    ----------
+    begun : the plan of the tree that is being built, if there is one.
+
+    Raises
+    ------
+    TargetError
+        There is the complete output of another job, and nothing that may replace it.
+    IncompleteError
+        There is that of this job, with objects missing.
+    """
+    work = request.work
+    replaced = begun is not None and work.may_replace
+    try:
+        there = PlanFile.load(work.target / SUFFIX)
+        if there is None or (replaced and begun is not None and there.id == begun.id):
+            return None  # what is there is being made anew
+        settled = rejoined(request, there, work.target, finished=True)
     except TargetError:
-        if request.overwrite:
+        if request.overwrite or replaced:
             return None  # that is what is to be replaced
         raise
+    check_whole(work.target, there, settled.spec)
+    if begun is not None and begun.id == there.id:
+        _drop(work)  # as a twin that was late has left it
     return _report(request, settled, None, complete=True)
+
+
+def _drop(work: WorkTree) -> None:
+    """Remove a tree that nobody needs, unless somebody is at work in it."""
+    with suppress(TargetError), work.unused():
+        work.discard()
 
 
 def _begin(request: Request, pool: Pool) -> Settled:
     """Try the function, and make the plan, unless another process was first."""
     work = request.work
     settled = request.settled(pool.one("trial", request.draft))
-    if (request.overwrite and request.part is None) or work.is_leftover:
+    if request.starts_over or work.is_leftover:
         with work.unused():
             work.discard()
     work.begin(overwrite=request.overwrite)
@@ -364,11 +429,12 @@ def _report(request: Request, settled: Settled, run: Run | None, *, complete: bo
         raw_bytes=plan.bytes_written,
         source_itemsize=request.source.dtype.itemsize,
         complete=complete,
-        regions_before=plan.n_regions,
+        regions_before=settled.file.n_regions,
         part=request.part,
     )
     if run is None:
-        return report
+        gone = f"the input {request.source.path!r} is gone, so it was not compared"
+        return replace(report, already=True, remarks=(gone,) if request.is_gone else ())
     return replace(
         report,
         stats=run.stats,

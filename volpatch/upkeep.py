@@ -32,7 +32,7 @@ from volpatch.ledger import (
 )
 from volpatch.planner import NAME_WIDTH
 from volpatch.progress import show_seconds
-from volpatch.publishing import committed_files, completion, publish
+from volpatch.publishing import check_whole, committed_files, completion, publish
 from volpatch.storage.layers import IMAGE, unit_key
 from volpatch.storage.puts import SUFFIX
 from volpatch.storage.target import TargetSpec, WorkTree, metadata_files
@@ -387,7 +387,8 @@ def commit(target: str | os.PathLike[str]) -> str:
     Raises
     ------
     IncompleteError
-        Regions are missing; the message lists them. Nothing is changed.
+        Regions are missing; the message lists them. Nothing is changed. Or the output was
+        published, and lacks objects now, or has some of another size.
     TargetError
         Nothing is being built there.
     """
@@ -396,6 +397,7 @@ def commit(target: str | os.PathLike[str]) -> str:
         work = WorkTree(place.target)
         with work.publishing():
             work.clear_up()
+        check_whole(place.root, place.file, place.spec)
         return str(place.target)
     left = status(target).left
     if left:

@@ -92,7 +92,7 @@ def with_missing(source: Source, missing: str) -> Source:
 
 def missing_of(source: Source) -> str:
     """What gives a volume that is read so again."""
-    return source.reader.missing if isinstance(source.reader, ZarrReader) else "auto"
+    return str(getattr(source.reader, "missing", "auto"))
 
 
 def _open_existing(path: str, level: int, series: int | str | None, missing: str) -> Source:

@@ -84,10 +84,15 @@ class WorkTree:
         Where the output is to be.
     durability : {"full", "process"}
         What finished writes survive: a power cut, or only the death of the process.
+    overwrite : bool
+        Whether the caller allows that an earlier output is replaced.
     """
 
-    def __init__(self, target: str | Path, *, durability: Durability = "full") -> None:
+    def __init__(
+        self, target: str | Path, *, durability: Durability = "full", overwrite: bool = False
+    ) -> None:
         self.target = Path(os.path.abspath(target))
+        self.overwrite = overwrite
         self.folder = work_folder(self.target)
         self.data = self.folder / "data"
         self.tmp = self.folder / "tmp"
@@ -96,8 +101,8 @@ class WorkTree:
 
     @property
     def may_replace(self) -> bool:
-        """Whether what is built here was allowed to replace an earlier output."""
-        return read_marker(self.folder).get("overwrite") is True
+        """Whether what is built here may replace an earlier output, by this caller or another."""
+        return self.overwrite or read_marker(self.folder).get("overwrite") is True
 
     @property
     def has_plan(self) -> bool:
@@ -110,7 +115,7 @@ class WorkTree:
         if self.has_plan:
             return False
         marker = read_marker(self.folder)
-        if marker and "tree" not in marker:
+        if marker and ("tree" not in marker or "mends" in marker):
             return True
         return self.data.is_dir() and bool(set(os.listdir(self.data)) - {SUFFIX})
 
@@ -141,23 +146,36 @@ class WorkTree:
         self.begin(overwrite=overwrite)
         self.put_metadata(spec, {"complete": True})  # which it is when it is seen under its name
 
-    def begin(self, *, overwrite: bool) -> None:
+    def begin(self, *, overwrite: bool, mends: bool = False) -> None:
         """Make the folders, or those that are missing; several processes may do so at once.
 
         Parameters
         ----------
         overwrite : bool
             Whether `publish` may replace an earlier output; that one stays until then.
+        mends : bool
+            Whether the finished output is repaired in its place, so that no tree is built.
         """
         with disk_errors(self.folder):
             for folder in (self.folder, self.tmp):
                 self.puts.make_folder(folder, exist_ok=True)
             if "volpatch" not in read_marker(self.folder):
                 marker = {"volpatch": _version(), "overwrite": overwrite, "tree": uuid.uuid4().hex}
+                marker.update({"mends": True} if mends else {})
                 self.puts.put_new(self.folder / MARKER, json.dumps(marker).encode())
             site = self.site
-            for folder in (site.temp, site.root):
+            for folder in (site.temp, *(() if mends else (site.root,))):
                 self.puts.make_folder(folder, exist_ok=True)
+
+    def go_on(self) -> Site:
+        """Where to write in a tree that was begun; a folder for temporary files that was lost
+        is made again.
+        """
+        site = self.site
+        with disk_errors(self.folder):
+            for folder in (self.tmp, site.temp):
+                self.puts.make_folder(folder, exist_ok=True)
+        return site
 
     def put_metadata(
         self, spec: TargetSpec, record: Mapping[str, Any] | None = None
@@ -224,7 +242,7 @@ class WorkTree:
         replaces = os.path.lexists(self.target)
         if replaces:
             check_replaceable(self.target, overwrite=self.may_replace)
-        with disk_errors(self.target):
+        with self.mending(), disk_errors(self.target):
             if replaces:
                 self.puts.rename(self.target, self.old)
             try:
@@ -252,8 +270,14 @@ class WorkTree:
 
     @contextmanager
     def unused(self) -> Iterator[None]:
-        """Refuse to go on while a run of this machine is at work in the tree."""
-        with self._locked(self.folder / MARKER, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        """Refuse to go on while a run of this machine is at work in the tree, or beside it."""
+        with self.mending(), self._locked(self.folder / MARKER, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def mending(self) -> Iterator[None]:
+        """Let one process at a time repair the finished output; others are refused."""
+        with self._locked(self.target / SUFFIX, fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield
 
     @contextmanager
@@ -279,8 +303,8 @@ class WorkTree:
                 fcntl.flock(handle, how)
             except BlockingIOError:
                 raise TargetError(
-                    f"another run is writing {str(self.target)!r} at this moment; wait for it, or "
-                    f"choose another name"
+                    f"another run is writing {str(self.target)!r} at this moment, or a retry "
+                    f"mends it; wait for it, or choose another name"
                 ) from None
             except OSError:
                 pass
