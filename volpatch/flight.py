@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from volpatch.errors import FunctionError
 from volpatch.recipe import Recipe
 from volpatch.region import Call, Place, said
+from volpatch.storage.files import open_file
 
 _PREFIX = "flight-"
 _WIDTH = 512
@@ -85,5 +86,6 @@ def in_flight(folder: Path, process: int | None = None) -> Iterator[dict[str, An
         for name in sorted(os.listdir(folder)):
             if name.startswith(wanted):
                 with suppress(OSError, ValueError):
-                    note = json.loads((folder / name).read_bytes())
+                    with open_file(folder / name) as file:
+                        note = json.loads(file.read())
                     yield {name: note[name] for name in ("region", "patch", "start", "stop")}

@@ -25,6 +25,7 @@ from volpatch.inputs import fingerprint
 from volpatch.ledger import digest
 from volpatch.planner import Plan
 from volpatch.storage.codec import TargetSpec
+from volpatch.storage.files import open_file
 from volpatch.storage.source import Source
 from volpatch.window import Window, sample
 
@@ -152,7 +153,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file."""
     checksum = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             while block := file.read(2**20):
                 checksum.update(block)
     except OSError as error:

@@ -18,6 +18,7 @@ from volpatch.errors import SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.options import JobOptions, check_names
 from volpatch.planner import Plan
+from volpatch.storage.files import open_file
 
 FORMAT = 1
 _NONE = type(None)
@@ -149,7 +150,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read and check a job file."""
     name = os.fspath(path)
     try:
-        job = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            job = json.loads(file.read().decode())
     except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"{name!r} is no readable job file: {error}") from None
     if not isinstance(job, Mapping) or job.get("volpatch_job") != FORMAT:

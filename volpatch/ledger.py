@@ -26,16 +26,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.errors import RunError, TargetError
+from volpatch.storage.files import open_file
 from volpatch.storage.puts import Puts, disk_errors, patiently
 
 PLAN = "plan.json"
 RECORDS = "records"
+_LOG = ".log"
 FORMAT = 1
 INPUT = "source.data"  # how the input's files look: compared file by file (see volpatch.inputs)
 MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY = range(6)
@@ -100,7 +102,7 @@ class PlanFile:
         """The plan in a ledger's folder; None where there is none."""
         path = folder / PLAN
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 values = json.loads(file.read(_MAX_PLAN_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -218,7 +220,7 @@ class Recorder:
     def _new_file(self) -> None:
         host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
         self._who = {"host": host, "pid": os.getpid()}
-        name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}.log"
+        name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_LOG}"
         self.path, self._begun = self.folder / RECORDS / name, False
 
     def write(self, kind: str, region: int, **more: Any) -> None:
@@ -236,7 +238,12 @@ class Recorder:
         try:
             if not self._begun:
                 first = encode_line({"kind": "log", **self._who})
-                self.puts.append_line(self.path, first, new=True)
+                try:
+                    self.puts.append_line(self.path, first, new=True)
+                except FileNotFoundError:
+                    # somebody removed the records; where the whole tree is gone, this fails too
+                    self.puts.make_folder(self.path.parent, exist_ok=True)
+                    self.puts.append_line(self.path, first, new=True)
                 self._begun = True
             self.puts.append_line(self.path, line, new=False)
         except OSError:
@@ -254,15 +261,20 @@ class Reader:
 
     def __call__(self) -> Iterator[Event]:
         try:
-            names = sorted(os.listdir(self._folder))
+            names = sorted(name for name in os.listdir(self._folder) if name.endswith(_LOG))
         except (FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(self._folder):
+                raise TargetError(
+                    f"{str(self._folder)!r} is not a folder, but records of what is done belong "
+                    f"there; {_MOVE_AWAY}"
+                ) from None
             return
         for name in names:
             yield from self._new_lines(name)
 
     def _new_lines(self, name: str) -> Iterator[Event]:
         path, offset = self._folder / name, self._offsets.get(name, 0)
-        with suppress(FileNotFoundError), open(path, "rb") as file:
+        with suppress(FileNotFoundError), _open_record(path) as file:
             if os.fstat(file.fileno()).st_size == offset:
                 return
             file.seek(offset)
@@ -275,6 +287,23 @@ class Reader:
                     self.damaged += 1
                 else:
                     yield event
+
+
+_MOVE_AWAY = (
+    "move it away, then run again, or `volpatch retry` if the output is finished: what has no "
+    "record is made again"
+)
+
+
+def _open_record(path: Path) -> BinaryIO:
+    try:
+        return open_file(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise TargetError(
+            f"the record {str(path)!r} cannot be read ({error.strerror or error}); {_MOVE_AWAY}"
+        ) from error
 
 
 class State:

@@ -33,6 +33,7 @@ from volpatch.ledger import (
 from volpatch.planner import NAME_WIDTH
 from volpatch.progress import show_seconds
 from volpatch.publishing import check_whole, committed_files, completion, publish
+from volpatch.storage.files import open_file
 from volpatch.storage.layers import IMAGE, unit_key
 from volpatch.storage.puts import SUFFIX
 from volpatch.storage.target import TargetSpec, WorkTree, metadata_files
@@ -339,12 +340,12 @@ def fault(path: Path, size: int, checksum: str) -> str | None:
         return "it is not a file"
     running, seen = hashlib.sha256(), 0
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             while block := file.read(_BLOCK):
                 running.update(block)
                 seen += len(block)
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"it cannot be read: {error.strerror or error}"
     if seen != size:
         return f"it has {seen} bytes instead of {size}"
     return None if running.hexdigest() == checksum else "its bytes are not those that were written"
@@ -355,6 +356,9 @@ def _decode(place: Place, found: Verification) -> None:
     import zarr
 
     spec = place.spec
+    metadata = place.root / IMAGE / "zarr.json"
+    if os.path.lexists(metadata) and not metadata.is_file():
+        return  # as is told already; zarr would open a named pipe, and wait
     try:
         array = zarr.open_array(zarr.storage.LocalStore(place.root), path=IMAGE, mode="r")
     except Exception as error:

@@ -152,7 +152,7 @@ class _File:
 
     def __enter__(self) -> _File:
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read any more: {error.strerror}") from error
         return self
