@@ -294,7 +294,7 @@ def test_xarray_opens_it_with_coordinates_and_units(tmp_path):
         image = tree["scale0/image"]
         assert image.dims == DIMS
         assert same_bits(image.values, volume(spec))
-        assert set(image.coords) == {"z", "y", "x"}
+        assert set(image.coords) == {"t", "z", "y", "x"}
         assert image.z.values.tolist() == [10, 12.5, 15, 17.5, 20]
         assert image.y.values.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
         assert image.x.values[:2].tolist() == [-1, -0.75]

@@ -203,7 +203,16 @@ def target_spec(plan: Plan, source: Source) -> TargetSpec:
             "window": [w if isinstance(w, str) else _name_of(w) for w in plan.recipe.windows],
             "edge": list(grid.edge),
         },
+        channel_names=_channel_names(plan, source),
     )
+
+
+def _channel_names(plan: Plan, source: Source) -> tuple[str, ...] | None:
+    """Names of the output's channels, where they are those of the source."""
+    looped = [axis for axis in plan.layout.lead if plan.layout.dims[axis] == CHANNELS]
+    if source.channel_names is None or not looped or looped[0] not in plan.out_axes:
+        return None
+    return source.channel_names[plan.roi.start[looped[0]] : plan.roi.stop[looped[0]]]
 
 
 def _check_channels(plan: Plan) -> None:

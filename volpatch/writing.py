@@ -59,8 +59,9 @@ def to_zarr(
     array : ndarray, dask array or DataArray
         2 to 5 axes: t and one other (c, say), if any, then two or three of z, y, x; those of
         a DataArray are put in this order. A lazy array is computed block by block, with
-        whatever dask scheduler is in use, and never held as a whole. Voxel size, position and
-        units come from a DataArray's coordinates and their `attrs["units"]`.
+        whatever dask scheduler is in use, and never held as a whole. Voxel size, time
+        step, position, units and names of channels come from a DataArray's coordinates t, z, y,
+        x (and their `attrs["units"]`) and c.
     path : path
         The OME-Zarr to be made. It appears under its name when it is complete.
     chunks, shards : int, sequence of int, or mapping by axis name
@@ -246,7 +247,15 @@ def _described(given: Labelled, chunks: Any, shards: Any, codec: str) -> tuple[A
         spacing=spacing,
         origin=origin,
         units=units,
+        channel_names=_channel_names(given),
     )
+
+
+def _channel_names(given: Labelled) -> tuple[str, ...] | None:
+    """Names of the channels, where the array has them as a coordinate."""
+    coord = given.origin.coords.get("c") if given.named and "c" in given.dims else None
+    values = [] if coord is None else coord.values.tolist()
+    return tuple(values) if values and all(isinstance(v, str) for v in values) else None
 
 
 def _names(given: Labelled) -> tuple[str, ...]:
@@ -272,9 +281,13 @@ def _place(given: Labelled, axis: int, dim: str) -> tuple[float, float, str | No
     if not given.named or (dim not in SPATIAL and dim != "t"):
         return 1.0, 0.0, None
     source = source_of(given.origin)
-    if source is not None:
-        return source.spacing[axis], source.origin[axis], source.units[axis]
     coord = given.origin.coords.get(given.dims[axis])
+    if source is not None and coord is not None:
+        # one position tells no distance, so the source is asked, unless others were assigned
+        start, spacing, unit = source.origin[axis], source.spacing[axis], source.units[axis]
+        own = np.array_equal(coord.values, start + spacing * np.arange(len(coord)))
+        if own and coord.attrs.get("units") == unit:
+            return spacing, start, unit
     step = None if coord is None else _step(coord.values)
     if coord is None or step is None:
         return 1.0, 0.0, None

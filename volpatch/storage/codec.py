@@ -56,6 +56,8 @@ class TargetSpec:
         Unit of spacing and origin along each axis; unknown if empty.
     attributes : dict
         JSON-able; what the root group carries under 'volpatch'.
+    channel_names : tuple of str, optional
+        One per index of the axis c.
 
     Examples
     --------
@@ -75,6 +77,7 @@ class TargetSpec:
     origin: tuple[float, ...] = ()
     units: tuple[str | None, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
+    channel_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         rank = len(self.shape)
@@ -97,6 +100,11 @@ class TargetSpec:
         self._set("dtype", _dtype_name(self.dtype))
         self._set("attributes", _json_copy(self.attributes))
         self._check_shards()
+        channels = dict(zip(self.dims, self.shape, strict=True)).get("c")
+        if self.channel_names is not None and len(self.channel_names) != channels:
+            raise SettingError(
+                f"channel_names={self.channel_names} must be one for each of {channels} channels"
+            )
         if parse_codec(self.codec)[0] == "lz4" and self.chunk_nbytes > _LZ4_LIMIT:
             raise SettingError(
                 f"codec='lz4' takes chunks below 2 GiB, and chunks={self.chunks} of {self.dtype} "

@@ -7,14 +7,18 @@ dataset, so `scale = s_image * s` and `translation = s_image * t + t_image`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from volpatch.errors import SourceError
 
 VERSION = "0.5"
+_COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 _AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 
 # Every spelling met in real files, lower-cased, with the micro and mu signs made "u".
@@ -82,6 +86,26 @@ def multiscales(
         for path, scale, translation in datasets
     ]
     return {"version": VERSION, "multiscales": [{"name": name, "axes": axes, "datasets": levels}]}
+
+
+def omero(channels: Sequence[str], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The value of `attrs["ome"]["omero"]`: names of channels, and a color and range of each.
+
+    Nothing is known of what is to be shown how: the range is all of an integer dtype, 0 to 1
+    of any other.
+
+    >>> omero(["DAPI"], np.dtype("uint8"))["channels"][0]["window"]
+    {'min': 0, 'max': 255, 'start': 0, 'end': 255}
+    """
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (0, 1)
+    window = {"min": low, "max": high, "start": low, "end": high}
+    colors = itertools.cycle(_COLORS[len(channels) > 1 :])
+    return {
+        "channels": [
+            {"label": name, "color": color, "active": True, "window": window}
+            for name, color in zip(channels, colors, strict=False)
+        ]
+    }
 
 
 def _axis(dim: str, unit: str | None) -> dict[str, str]:

@@ -33,7 +33,7 @@ import numpy as np
 from volpatch.errors import RunError, TargetError
 from volpatch.storage.codec import TargetSpec, zarr_codecs
 from volpatch.storage.layers import IMAGE, LayerWriter
-from volpatch.storage.ome import multiscales
+from volpatch.storage.ome import multiscales, omero
 from volpatch.storage.puts import (
     KNOWN,
     MARKER,
@@ -373,6 +373,8 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
 
     level = [(IMAGE, spec.spacing, spec.origin)]
     ome = multiscales(name=spec.name, dims=spec.dims, units=spec.units, datasets=level)
+    if spec.channel_names is not None:
+        ome["omero"] = omero(spec.channel_names, np.dtype(spec.dtype))
     # sorted, so that the bytes are the same when the spec comes from a file
     ours = dict(sorted({"version": _version(), **spec.attributes, **record}.items()))
     held: dict[str, Any] = {}
@@ -394,7 +396,7 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
     for dim, size, step, first, unit in zip(
         spec.dims, spec.shape, spec.spacing, spec.origin, spec.units, strict=True
     ):
-        if dim in _SPATIAL:
+        if dim in _SPATIAL or dim == "t":
             scale.create_array(
                 dim,
                 data=first + step * np.arange(size, dtype=np.float64),

@@ -12,7 +12,9 @@ import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -321,7 +323,7 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
     """Spacing, origin and unit from a coordinate array; 1, 0, None where there is none."""
     unknown = (1.0, 0.0, None)
     path = os.path.join(folder or "", name)
-    if folder is None or name.lower() not in SPATIAL or not is_zarr(path):
+    if folder is None or name.lower() not in (*SPATIAL, "t") or not is_zarr(path):
         return unknown
     try:
         node = _read_node(path)
@@ -335,7 +337,8 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
         return unknown
     spacing = float(values[-1] - values[0]) / (size - 1)
     even = np.allclose(np.diff(values), spacing, rtol=1e-3, atol=0)
-    if not even or not math.isfinite(spacing) or spacing <= 0:
+    dated = "since" in str(node.attributes.get("units"))
+    if not even or not math.isfinite(spacing) or spacing <= 0 or dated:
         return unknown
     return spacing, float(values[0]), ome.normal_unit(node.attributes.get("units"))
 
@@ -382,9 +385,22 @@ def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
         layout=layout,
         dtype=array.dtype,
         reader=reader,
-        channel_names=image.image.channel_names if image else None,
+        channel_names=image.image.channel_names if image else _names_beside(node, dims),
         attributes={} if omero is None else {"omero": dict(omero)},
     )
+
+
+def _names_beside(node: Node, dims: Sequence[str]) -> tuple[str, ...] | None:
+    """Names of channels from a text array c beside an array (xarray's layout)."""
+    path = os.path.join(os.path.dirname(node.path), "c")
+    if "c" not in dims or not is_zarr(path):
+        return None
+    with warnings.catch_warnings(), suppress(Exception):  # without names it is a volume too
+        warnings.simplefilter("ignore")  # that text is no settled part of Zarr 3
+        values = np.asarray(zarr.open_array(path, mode="r")[...])
+        if values.ndim == 1 and all(isinstance(value, str) for value in values.tolist()):
+            return tuple(values.tolist())
+    return None
 
 
 def _own_names(node: Node, ndim: int) -> tuple[str | None, ...]:
