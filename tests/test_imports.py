@@ -37,6 +37,7 @@ ROOMS = (
         "identity",
     ),
     *(
+        "masks",
         "sampling",
         "merger",
         "lazy",

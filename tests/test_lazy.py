@@ -367,7 +367,7 @@ def test_merger_misuse_is_named():
         (lambda: extract(np.zeros((8, 9)), PatchGrid((8, 8), 4, 4)), r"volume of shape \(8, 8\)"),
         (lambda: merge(np.zeros((2, 2, 4, 5)), PatchGrid((8, 8), 4, 4)), "do not belong to this"),
         (lambda: merge(np.zeros((4, 4)), PatchGrid((8, 8), 4, 4)), "do not belong to this"),
-        (lambda: merge(np.zeros((2, 2, 2, 2)), PatchGrid((8, 8), 2, 5)), "fill=VALUE"),
+        (lambda: merge(np.zeros((3, 3, 2, 2)), PatchGrid((8, 8), 2, 5)), "fill=VALUE"),
         (lambda: extract(np.zeros((8, 8)), {"z": 4}), "patch names axis 'z'"),
         (lambda: extract(np.zeros((8, 8)), 4, stride=1.5), "whole number"),
         (lambda: map_patches(identity, unknown_chunks(), 1), "unknown size"),

@@ -82,7 +82,7 @@ def test_where_a_whole_region_is_skipped_nothing_is_read(stored, monkeypatch):
 
 def test_a_mask_that_does_not_fit_is_refused_before_anything_is_written(stored):
     folder, _, _ = stored
-    with pytest.raises(SettingError, match=r"mask has shape \(41, 1, 1\)"):
+    with pytest.raises(SettingError, match="mask has 41 cells on z"):
         run(np.sqrt, folder / "in.zarr", folder / "out.zarr", mask=np.ones((41, 1, 1)))
     assert sorted(p.name for p in folder.iterdir()) == ["in.zarr", "mask.zarr"]
 

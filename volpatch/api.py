@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from volpatch import job as jobs
-from volpatch.arrays import skips_of
 from volpatch.errors import SettingError, SourceError
 from volpatch.forms import parse_part
 from volpatch.functions import FunctionSpec
 from volpatch.gone import stand_in
+from volpatch.masks import places_of, skips_of
 from volpatch.mending import mend
 from volpatch.options import JobOptions
 from volpatch.planner import Plan
@@ -228,7 +228,7 @@ def make_request(
         if isinstance(spec, FunctionSpec):
             spec.check()
     draft = make_draft(volume, target, function, final, options)
-    holes = skips_of(options, draft.layout)
+    holes = skips_of(options, draft.layout, places_of(volume, draft.layout.patched_dims))
     return Request(
         draft,
         Functions(function, setup, final, draft.calls, holes),

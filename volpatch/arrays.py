@@ -7,7 +7,7 @@ apart (data, names of axes), works on NumPy or dask, and puts the answer togethe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -19,13 +19,11 @@ from volpatch.blender import Finalize
 from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis, parse_roi, whole_counts
 from volpatch.geometry import Box, PatchGrid, check_grid
-from volpatch.holes import Skips, make_skips
 from volpatch.layout import CHANNELS, Layout, default_dims, distinct_names
+from volpatch.masks import places_of, skips_of
 from volpatch.memory import cut_patches, map_array, merge_box, reader
 from volpatch.options import BlendOptions, Sizes, check_names
 from volpatch.recipe import Recipe, check_dtype
-from volpatch.storage.opening import open_source, source_of
-from volpatch.storage.source import Source
 from volpatch.window import Window, windows_per_axis
 
 Array = NDArray[Any]
@@ -221,7 +219,8 @@ def map_patches(
     recipe = make_recipe(
         layout, box.shape, given.data.dtype, patch, finalizes=finalize is not None, **options
     )
-    holes = skips_of(options, layout)
+    places = places_of(given.origin, layout.patched_dims)
+    holes = skips_of(options, layout, places)
     workers = whole_counts(workers, 1, "workers")
     if not given.lazy:
         data = np.asarray(given.data)
@@ -237,49 +236,6 @@ def map_patches(
     result = lazy.map_blocks(func, given.data[tuple(whole)], layout, recipe, finalize, holes)
     patched = tuple(chosen[i] for i in layout.patched)
     return _labelled(result[(..., *patched)], given, layout, box)
-
-
-def skips_of(options: Mapping[str, Any], layout: Layout) -> Skips | None:
-    """What the options mask and skip amount to."""
-    mask: Any = options.get("mask")
-    if isinstance(mask, str | os.PathLike):
-        mask = StoredMask(open_source(mask), len(layout.patched))
-    elif mask is not None and hasattr(mask, "variable"):
-        stored = source_of(mask)
-        if set(mask.dims) == set(layout.patched_dims):  # by name, whatever the order
-            mask = mask.transpose(*layout.patched_dims)
-        mask = mask.data if stored is None else StoredMask(stored, len(layout.patched))
-    if is_dask(mask):
-        raise SettingError(
-            "the mask is a dask array, but it is looked at while blocks are computed; pass "
-            "mask.compute(), a coarser array, or the path of a stored volume"
-        )
-    return make_skips(
-        mask, options.get("skip"), layout.patched_shape, channels=layout.channel is not None
-    )
-
-
-@dataclass(frozen=True)
-class StoredMask:
-    """The last axes of a stored volume, read as they are sliced."""
-
-    source: Source
-    ndim: int
-
-    def __post_init__(self) -> None:
-        lead = self.source.shape[: self.source.ndim - self.ndim]
-        if any(n != 1 for n in lead):
-            raise SettingError(
-                f"the mask {self.source.path} has shape {self.source.shape}, but only its last "
-                f"{self.ndim} axes may be longer than 1"
-            )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape[self.source.ndim - self.ndim :]
-
-    def __getitem__(self, box: tuple[slice, ...]) -> Array:
-        return self.source[(*(0,) * (self.source.ndim - self.ndim), *box)]
 
 
 def _labelled(blended: Any, given: Labelled, layout: Layout, box: Box) -> Any:

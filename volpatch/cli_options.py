@@ -132,6 +132,7 @@ GRID: OptionTable = {
     ],
     "Skipping": [
         ("--mask", "PATH", "Skip patches in which this volume, as large or coarser, is zero."),
+        ("--mask-factor", "N[,N…]", "Voxels of a mask's cell.  [its own place tells, or the plan]"),
         ("--skip-below", "X", "Skip patches whose largest value is below X."),
     ],
     "Volume": [

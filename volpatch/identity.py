@@ -67,7 +67,7 @@ def identity(
         "pad_value": repr(recipe.pad_value),
         "reduce": recipe.reduce,
         "nan": recipe.nan,
-        "mask": None if holes is None else _mask(holes.mask),
+        "mask": None if holes is None else _mask(holes),
         "skip": None if holes is None else function_identity(holes.skip),
         "function": function,
         "setup": setup,
@@ -85,13 +85,15 @@ def _window(window: Window, patch: int) -> Any:
     return window if isinstance(window, str) else sample(window, patch).tolist()
 
 
-def _mask(mask: Any) -> Any:
-    if mask is None:
+def _mask(holes: Skips) -> Any:
+    if holes.mask is None:
         return None
-    stored = getattr(mask, "source", None)
+    stored = getattr(holes.mask, "source", None)
     if isinstance(stored, Source):
-        return fingerprint(stored)[0]
-    return _value(np.asarray(mask))
+        values: Any = fingerprint(stored)[0]
+    else:
+        values = _value(np.asarray(holes.mask))
+    return [values, [list(map(str, one)) for one in holes.cells]]
 
 
 def function_identity(function: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from volpatch.errors import SettingError
 from volpatch.functions import FunctionSpec
+from volpatch.geometry import per_axis
 from volpatch.options import JobOptions, check_names
 from volpatch.planner import Plan
 from volpatch.storage.files import open_file
@@ -66,6 +67,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "pad_mode": recipe.pad_mode,
         "pad_value": recipe.pad_value,
         "mask": _json_option(plan, "mask", str),
+        "mask_factor": _factor(plan),
         "skip": _json_option(plan, "skip", (int, float)),
         "nan": recipe.nan,
         "reduce": recipe.reduce,
@@ -109,6 +111,14 @@ def _json_option(plan: Plan, name: str, kind: Any) -> Any:
             f"{name} cannot be saved with a plan; give a mask as a path, skip as a number"
         )
     return os.path.abspath(value) if isinstance(value, str) else value
+
+
+def _factor(plan: Plan) -> Any:
+    factor = plan.words["options"].get("mask_factor")
+    if factor is None or isinstance(factor, Mapping):
+        return factor
+    dims = plan.layout.patched_dims
+    return dict(zip(dims, map(int, per_axis(factor, len(dims), "mask_factor")), strict=True))
 
 
 def _function_json(function: Any, what: str) -> dict[str, object] | None:

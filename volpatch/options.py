@@ -36,6 +36,7 @@ class BlendOptions(TypedDict, total=False):
     pad_mode: str  # "reflect" (default), "symmetric", "edge", "constant"
     pad_value: float  # for pad_mode="constant"
     mask: Any  # array or path, on the volume's grid or coarser; skips patches it is empty in
+    mask_factor: Sizes | None  # voxels of a mask's cell, where its own place is not to tell
     skip: (
         Callable[[Any], Any] | float | None
     )  # skips patches by predicate, or whose maximum is less

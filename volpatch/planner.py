@@ -148,6 +148,7 @@ class Plan:
     memory_limit, func_memory : bytes, in all and of one running call (None: not known yet).
     resident, parent : bytes that a worker's interpreter, and that of the process that
         started it, were seen to hold; 0 before a trial.
+    mask : how the cells of a mask lie on the volume.
     words : the arguments that the plan was made of.
     """
 
@@ -168,6 +169,7 @@ class Plan:
     free_disk: int | None = None
     resident: int = 0
     parent: int = 0
+    mask: str | None = None
     words: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     # -- regions ---------------------------------------------------------------------
@@ -405,6 +407,7 @@ class Plan:
             f"          chunks {self.chunks}, shards {self.shards or 'none'}",
             f"patches   {grid.patch}, stride {grid.stride}, window {_windows(recipe)}, "
             f"edge {'/'.join(dict.fromkeys(grid.edge))}",
+            *([] if self.mask is None else [f"mask      {self.mask}"]),
             f"          {self.patches_owned:,} needed, {self.patches_computed:,} computed: "
             f"redundancy {self.redundancy:.2f}; {self.calls_per_voxel:.1f} calls per voxel",
             f"regions   {self.n_regions:,} of {times(self.region)}, halo {times(halo)}; "
@@ -438,6 +441,7 @@ class Plan:
             "bytes_written": self.bytes_written,
             "free_disk_bytes": self.free_disk,
             "output_shape": list(self.out_shape),
+            "mask": self.mask,
             "output_dtype": str(self.recipe.out_dtype) if self.recipe.complete else None,
             "peak_bytes": self.peak,
             "peak_bytes_per_worker": self.peak_per_worker,

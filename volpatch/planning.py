@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import per_axis
 from volpatch.layout import CHANNELS, SPATIAL, Layout, write_units
+from volpatch.masks import places_of, skips_of
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
 from volpatch.planner import BACKENDS, Plan, Volume
 from volpatch.storage.opening import missing_of, open_source, source_of, with_missing
@@ -128,6 +130,9 @@ def make_draft(
             "finalize": finalize,
         },
     )
+    holes = skips_of(options, layout, places_of(source, layout.patched_dims))
+    if holes is not None:
+        draft = replace(draft, mask=holes.describe(layout.patched_dims))
     target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
     return draft
 

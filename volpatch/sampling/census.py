@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,11 @@ from numpy.typing import NDArray
 
 from volpatch.errors import SettingError
 from volpatch.geometry import Box
+from volpatch.holes import Cells as Axis
+from volpatch.masks import Place, axis_cells, places_of
 from volpatch.sampling.views import View
+from volpatch.storage.opening import open_source
+from volpatch.storage.source import Source
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -60,7 +66,7 @@ class Room:
 class Cells:
     """The cells into which a mask and labels divide the volume; both may be coarse.
 
-    A voxel v lies in cell v * cells // voxels of an array.
+    What lies outside of an array that has a place of its own is not admissible.
 
     Attributes
     ----------
@@ -69,18 +75,24 @@ class Cells:
     box : the cells that have any.
     """
 
-    def __init__(self, room: Room, where: Any, balance: Any) -> None:
+    def __init__(self, room: Room, where: Marks | None, balance: Marks | None) -> None:
         self._room = room
-        given = [(where, "where"), (balance, "balance")]
-        self.views = [None if a is None else _marks(a, what, room.shape) for a, what in given]
+        self.views = [None if marks is None else marks.view for marks in (where, balance)]
         self.edges: list[Ints] = []
         self._index: list[list[Ints]] = []
+        self._outside: list[NDArray[np.bool_]] = []
         for axis, n in enumerate(room.shape):
-            counts = [v.shape[axis] for v in self.views if v is not None]
-            edges = [-(-np.arange(m + 1, dtype=np.int64) * n // m) for m in counts]
-            self.edges.append(np.unique(np.concatenate(edges)))
+            given = [marks for marks in (where, balance) if marks is not None]
+            self.edges.append(np.unique(np.concatenate([m.edges(axis, n) for m in given])))
             first = self.edges[-1][:-1]
-            self._index.append([first * (v.shape[axis] if v else 0) // n for v in self.views])
+            self._outside.append(np.zeros(len(first), bool))
+            self._index.append([])
+            for marks in (where, balance):
+                index = first * 0 if marks is None else marks.index(axis, n, first)
+                if marks is not None:
+                    self._outside[-1] |= (index < 0) | (index >= marks.view.shape[axis])
+                    index = np.clip(index, 0, marks.view.shape[axis] - 1)
+                self._index[-1].append(index)
         self.widths = [
             np.diff(np.clip(e, low, high))
             for e, low, high in zip(self.edges, room.low, room.high, strict=True)
@@ -92,6 +104,9 @@ class Cells:
         """Class of each cell of a box, and whether centres may lie in it."""
         mask, labels = (self._values(i, box) for i in range(2))
         allowed = np.ones(box.shape, bool) if mask is None else mask != 0
+        for axis, outside in enumerate(self._outside):
+            part = slice(box.start[axis], box.stop[axis])
+            allowed[(slice(None),) * axis + (outside[part],)] = False
         for start, stop in self._room.closed():  # what is closed in part is drawn again
             cells = [
                 (np.searchsorted(e, a), np.searchsorted(e, b, "right") - 1)
@@ -141,28 +156,89 @@ class Cells:
         return [a + int(i) for a, i in zip(low, inside, strict=True)]
 
 
-def _marks(marks: Any, what: str, shape: tuple[int, ...]) -> View:
-    """A mask or labels, on the grid of the patched axes or coarser."""
-    view = View.of(marks, what)
-    extra = len(view.shape) - len(shape)
-    cells = view.shape[max(0, extra) :]
-    if (
-        extra < 0
-        or math.prod(view.shape[:extra]) != 1
-        or not all(1 <= m <= n for m, n in zip(cells, shape, strict=True))
-    ):
-        raise SettingError(
-            f"{what} has shape {view.shape}, but the patched axes have {shape} voxels; it must "
-            f"have as many axes, each as long or shorter (a coarser grid)"
+@dataclass(frozen=True)
+class Marks:
+    """A mask or labels, and how their cells lie along the patched axes.
+
+    Without a place of its own, voxel v lies in cell v * cells // voxels.
+    """
+
+    view: View
+    cells: tuple[Axis | None, ...]
+
+    @classmethod
+    def of(
+        cls,
+        marks: Any,
+        what: str,
+        dims: Sequence[str],
+        shape: Sequence[int],
+        places: Sequence[Place | None],
+    ) -> Marks:
+        """Marks on the grid of the patched axes `dims`, or coarser."""
+        if isinstance(marks, str | os.PathLike):
+            marks = open_source(marks)
+        labelled = hasattr(marks, "encoding") and hasattr(marks, "dims")
+        named = labelled or isinstance(marks, Source)
+        view = View.of(marks, what)
+        extra = len(view.shape) - len(shape)
+        counts = view.shape[max(0, extra) :]
+        own: Sequence[Place | None] = (None,) * len(shape)
+        if named and extra >= 0:
+            own = places_of(marks, view.dims[extra:])
+        longer = any(
+            m > n and (place is None or not place.certain)
+            for m, n, place in zip(counts, shape, own, strict=False)
         )
-    if what == "balance" and view.dtype.kind not in "biu":
-        raise SettingError(f"balance must hold whole numbers, the classes; got {view.dtype}")
+        if extra < 0 or longer or math.prod(view.shape[:extra]) != 1:
+            raise SettingError(
+                f"{what} has shape {view.shape}, but the patched axes have {tuple(shape)} voxels; "
+                f"it must have as many axes, each as long or shorter (a coarser grid)"
+            )
+        if what == "balance" and view.dtype.kind not in "biu":
+            raise SettingError(f"balance must hold whole numbers, the classes; got {view.dtype}")
+        cells = tuple(
+            None
+            if mine is None or not mine.certain
+            else _one_way(what, dim, axis_cells(dim, n, place, m, mine, None, what))
+            for dim, n, place, m, mine in zip(dims, shape, places, counts, own, strict=True)
+        )
 
-    def fill(selection: tuple[slice, ...], out: Array) -> None:
-        view.fill((slice(0, 1),) * extra + selection, out[(None,) * extra])
+        def fill(selection: tuple[slice, ...], out: Array) -> None:
+            view.fill((slice(0, 1),) * extra + selection, out[(None,) * extra])
+            if what == "where" and out.dtype.kind == "f" and np.isnan(out).any():
+                raise SettingError("where holds NaN, which is neither yes nor no; fill it first")
 
-    borders = None if view.borders is None else view.borders[extra:]
-    return View(view.dims[extra:], cells, view.dtype, view.named, borders, fill)
+        borders = None if view.borders is None else view.borders[extra:]
+        return cls(View(view.dims[extra:], counts, view.dtype, view.named, borders, fill), cells)
+
+    def edges(self, axis: int, size: int) -> Ints:
+        """First voxels of the cells inside of an axis, and its ends."""
+        numbers = np.arange(self.view.shape[axis] + 1, dtype=np.int64)
+        cells = self.cells[axis]
+        if cells is None:
+            return -(-numbers * size // self.view.shape[axis])
+        ends: Ints = np.append(cells.start + cells.smallest * numbers, [0, size])
+        return ends.clip(0, size)
+
+    def index(self, axis: int, size: int, voxels: Ints) -> Ints:
+        """Cells that voxels lie in; some that there are not, outside of a place."""
+        cells = self.cells[axis]
+        if cells is None:
+            return voxels * self.view.shape[axis] // size
+        return (voxels - cells.start) // cells.smallest
+
+
+def _one_way(what: str, dim: str, ways: Sequence[Axis]) -> Axis | None:
+    """How cells lie, where that is certain: there is no safe side for a patch that is drawn."""
+    if ways[0].rest:
+        return None  # the place says no more than that they begin where the volume does
+    if len(ways) > 1:
+        raise SettingError(
+            f"the cells of {what} on {dim} may be {' or '.join(map(str, ways))} voxels long; give "
+            f"it on the volume's grid, or with an origin of its own"
+        )
+    return ways[0]
 
 
 class Census:

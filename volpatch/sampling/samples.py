@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,12 @@ from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis, whole_counts
 from volpatch.geometry import Box, per_axis, whole_number
 from volpatch.layout import Layout
+from volpatch.masks import Place, places_of
 from volpatch.options import Sizes
-from volpatch.sampling.census import Cells, Census, Room, inside
+from volpatch.sampling.census import Cells, Census, Marks, Room, inside
 from volpatch.sampling.views import View, channels_of, reader
+from volpatch.storage.opening import open_source
+from volpatch.storage.source import Source
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -74,7 +78,8 @@ def sample_patches(
         The same seed gives the same patches, however the volumes are stored.
     where : array, path or anything that can be sliced, optional
         Mask on the patched axes' grid or coarser: only centres where it is not zero are
-        drawn, all of them equally likely. Read by chunks, twice.
+        drawn, all of them equally likely. With coordinates or a voxel size it is laid where
+        it belongs. Read by chunks, twice.
     at : (n, ndim) numbers, optional
         Centres in voxels, instead of random ones; rounded to the nearest voxel, halves up,
         so that those of even patches, as in `PatchGrid.centers`, give the patches back.
@@ -121,7 +126,11 @@ def sample_patches(
                 f"the axes of {name} are {layout.patched_dims}, those of {names[0]} {dims}; "
                 f"transpose one of them"
             )
-    where, balance = _by_name(where, dims), _by_name(balance, dims)
+    places = _places(given[0], dims)
+    marks = [
+        None if one is None else Marks.of(_by_name(one, dims), what, dims, shape, places)
+        for one, what in ((where, "where"), (balance, "balance"))
+    ]
     sizes = _patch_sizes(by_axis(patch, dims, "patch"), dims, shape)
     room = Room(shape, sizes, exclude)
     if at is not None:
@@ -133,7 +142,7 @@ def sample_patches(
     elif n is None:
         raise SettingError("how many patches? give n, or at=points")
     else:
-        origins = _drawn(whole_counts(n, 1, "n"), rng, room, where, balance)
+        origins = _drawn(whole_counts(n, 1, "n"), rng, room, *marks)
     patches = [_gather(v, layout, origins, sizes) for v, layout in zip(views, layouts, strict=True)]
     if isinstance(volumes, Mapping):
         return Samples(dict(zip(volumes, patches, strict=True)), origins)
@@ -153,6 +162,13 @@ def _named(volumes: Any) -> tuple[list[str], list[Any]]:
     if not given:
         raise SettingError("there are no volumes to sample; give at least one")
     return names, given
+
+
+def _places(volume: Any, dims: Sequence[str]) -> tuple[Place | None, ...]:
+    """Where the volume's voxels lie, if it tells."""
+    stored = open_source(volume) if isinstance(volume, str | os.PathLike) else volume
+    known = isinstance(stored, Source) or hasattr(stored, "coords")
+    return places_of(stored, dims) if known else (None,) * len(dims)
 
 
 def _by_name(marks: Any, dims: Sequence[str]) -> Any:
@@ -246,7 +262,7 @@ def _at(at: Any, room: Room) -> Ints:
     return origins
 
 
-def _drawn(n: int, rng: Any, room: Room, where: Any, balance: Any) -> Ints:
+def _drawn(n: int, rng: Any, room: Room, where: Marks | None, balance: Marks | None) -> Ints:
     """Origins of `n` random patches; those that touch what is excluded are drawn again."""
     try:
         generator = np.random.default_rng(rng)

@@ -39,6 +39,16 @@ _UNITS = {
     "minute": ("minute", "minutes", "min"),
     "hour": ("hour", "hours", "h"),
 }
+METERS = {
+    "angstrom": 1e-10,
+    "picometer": 1e-12,
+    "nanometer": 1e-9,
+    "micrometer": 1e-6,
+    "millimeter": 1e-3,
+    "centimeter": 1e-2,
+    "meter": 1.0,
+    "inch": 0.0254,
+}
 _UNIT_NAMES = {spelling: name for name, spellings in _UNITS.items() for spelling in spellings}
 _NO_UNIT = {"", "pixel", "pixels", "px", "voxel", "voxels", "none", "null", "unknown"}
 _NO_UNIT |= {"reference frame", "arbitrary", "arbitrary unit"}
