@@ -20,7 +20,6 @@ import json
 import os
 import stat
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ from volpatch.storage.puts import (
 __all__ = ["Site", "TargetSpec", "WorkTree", "check_target"]
 
 _SPATIAL = ("z", "y", "x")
+_NODE = "zarr.json"
 
 
 @dataclass(frozen=True)
@@ -406,12 +406,35 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
                 attributes={} if unit is None else {"units": unit},
                 config={"write_empty_chunks": True},  # a lone 0.0 is a value, not a gap
             )
-    with warnings.catch_warnings():
-        # outside of the specification, but readers that do not know it pass it over
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(store)
     keys = sorted(held, key=lambda key: (-key.count("/"), key))
-    return {key: held[key].to_bytes() for key in keys}
+    return _consolidated({key: held[key].to_bytes() for key in keys})
+
+
+def _consolidated(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Metadata files with a root that repeats what all others say, so that one read tells all.
+
+    It is outside of the specification, but readers that do not know it pass it over. The bytes
+    are those of `zarr.consolidate_metadata`, which zarr 3.1 cannot do under `python -O`.
+    """
+    root = json.loads(files[_NODE])
+    below = {
+        key.removesuffix(f"/{_NODE}"): json.loads(content)
+        for key, content in files.items()
+        if key.endswith(f"/{_NODE}")
+    }
+    order = sorted(below, key=lambda path: (path.count("/"), path))
+    nodes = {path: _with_members(below[path], {}) for path in order}
+    text = json.dumps(_with_members(root, nodes), indent=2)
+    return {**files, _NODE: text.encode()}
+
+
+def _with_members(node: dict[str, Any], members: dict[str, Any]) -> dict[str, Any]:
+    """A group's metadata with those of its members; an array's as it is."""
+    if node["node_type"] != "group":
+        return node
+    told = {"kind": "inline", "must_understand": False, "metadata": members}
+    kind = node.pop("node_type")
+    return {**node, "consolidated_metadata": told, "node_type": kind}
 
 
 def _objects(folder: Path) -> set[str]:
