@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +21,21 @@ _BATCH_MEMORY = {"SLURM_MEM_PER_NODE": 2**20, "PBS_RESC_MEM": 1, "LSB_MAX_MEM_RU
 def processors() -> int:
     """Cores that this process may use."""
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
-    with suppress(KeyError, ValueError):
-        counts.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    with suppress(OSError, ValueError):
+    counts.append(_granted("SLURM_CPUS_PER_TASK"))
+    with suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = (_CGROUP / "cpu.max").read_text().split()
         counts.append(max(1, round(int(quota) / int(period))))
-    return max(1, min(c for c in counts if c))
+    return min((c for c in counts if c and c > 0), default=1)
+
+
+def _granted(name: str) -> int | None:
+    """What a variable of a batch system grants; None where it is not set, or sets no bound.
+
+    0 stands for all there is: `--mem=0` asks Slurm for the memory of the whole node.
+    """
+    value = os.environ.get(name, "").strip()
+    number = int(value) if value.isascii() and value.isdigit() else 0
+    return number or None
 
 
 def memory_granted() -> int:
@@ -37,15 +47,17 @@ def _grants() -> Iterator[int]:
     with suppress(OSError, KeyError, ValueError):
         yield _available()
     with suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())
-        yield max(0, limit - int((_CGROUP / "memory.current").read_text()) // 2)
+        limit, used = int((_CGROUP / "memory.max").read_text()), 0
+        with suppress(OSError, ValueError):
+            used = int((_CGROUP / "memory.current").read_text())
+        yield max(0, limit - used // 2)
     with suppress(OSError, ValueError):
         yield int((_CGROUP / "memory" / "memory.limit_in_bytes").read_text())
     for name, unit in _BATCH_MEMORY.items():
-        with suppress(KeyError, ValueError):
-            yield int(os.environ[name]) * unit
-    with suppress(KeyError, ValueError):
-        yield int(os.environ["SLURM_MEM_PER_CPU"]) * 2**20 * processors()
+        if granted := _granted(name):
+            yield granted * unit
+    if granted := _granted("SLURM_MEM_PER_CPU"):
+        yield granted * 2**20 * processors()
 
 
 def _available() -> int:
@@ -88,6 +100,16 @@ def forget_peak() -> None:
     """Let `peak_bytes` start anew, where the system can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process with the thread that started it, where it can (Linux).
+
+    It does so at once and in any case, also in compiled code that lets no other thread run.
+    """
+    death_signal = 1  # PR_SET_PDEATHSIG
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def growth(call: Callable[[], object]) -> int:
