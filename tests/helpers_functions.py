@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from volpatch import SettingError
+
 
 def identity(patch):
     return patch
@@ -58,6 +60,19 @@ class AwkwardError(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
         self.lock = threading.Lock()
+
+
+class WordlessError(Exception):
+    """Nothing can be said of it."""
+
+    def __str__(self):
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Ending(BaseException):
+    """No error by its class, as those that end a program are."""
 
 
 def fail_awkwardly(patch):
@@ -141,6 +156,10 @@ MISDEEDS = {
     "exits": lambda patch: sys.exit(0),
     "interrupts": lambda patch: _raise(KeyboardInterrupt()),
     "cancels": lambda patch: _raise(asyncio.CancelledError("by a library")),
+    "ends": lambda patch: _raise(Ending("of all")),
+    "has no memory": lambda patch: _raise(MemoryError("no room for 9 GB")),
+    "speaks for us": lambda patch: _raise(SettingError("choose another one")),
+    "is wordless": lambda patch: _raise(WordlessError()),
     # for worker processes alone
     "ends its process": lambda patch: os._exit(0),
     "aborts": lambda patch: os.abort(),
@@ -189,12 +208,6 @@ def fail_twice(patch):
             tries.write(b".")
         if (folder() / "tries").stat().st_size <= 2:
             raise ConnectionError("the server is busy")
-    return shade(patch)
-
-
-def no_memory(patch):
-    if patch.flat[0] >= MARK and not (folder() / "mended").exists():
-        raise MemoryError("no room for 9 GB")
     return shade(patch)
 
 

@@ -48,7 +48,6 @@ def complain(patch):
         fail_deep(patch)
     return patch.astype(np.float32)
 def fail_deep(patch): raise ValueError("it is dark\\nin here")
-def greedy(patch): raise MemoryError("no room for 9 GB")
 
 calls = 0
 def hang(patch):
@@ -590,11 +589,17 @@ def test_a_failed_run_gives_one_line_and_1(ask, monkeypatch, error, line):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_function_without_memory_gives_one_line_and_1(ask, backend):
-    code, _, err = ask(*run(apply="functions.py:greedy", backend=backend))
-    assert code == 1
-    assert err.splitlines()[0].startswith("volpatch: ")
-    assert "no room for 9 GB" in err.splitlines()[0]
+def test_memory_of_our_own_that_is_not_there_gives_one_line_and_1(folder, backend):
+    (folder / "starved.py").write_text(
+        "from volpatch import cli, work\n"
+        "def starve(*_): raise MemoryError('9 GB')\n"
+        "work.warm_up = starve\n"
+        "if __name__ == '__main__': cli.main()"
+    )
+    words = [sys.executable, "starved.py", *map(str, run(backend=backend))]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    line = "volpatch: out of memory: 9 GB; a lower memory_limit may help\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
 def test_a_defect_of_ours_keeps_its_traceback(folder):

@@ -128,8 +128,12 @@ SAYS = {
     "awkward": r"misbehave raised AwkwardError on {patch}: this and that$",
     "stops": r"misbehave raised StopIteration on {patch}: no more$",
     "exits": r"misbehave raised SystemExit on {patch}: 0$",
-    "interrupts": r"the function raised KeyboardInterrupt on {patch}",
-    "cancels": r"the function raised CancelledError on {patch}: by a library$",
+    "interrupts": r"misbehave raised KeyboardInterrupt on {patch}: no message$",
+    "cancels": r"misbehave raised CancelledError on {patch}: by a library$",
+    "ends": r"misbehave raised Ending on {patch}: of all$",
+    "has no memory": r"FunctionError: .*misbehave raised MemoryError on {patch}: no room for 9 GB$",
+    "speaks for us": r"FunctionError: .* raised SettingError on {patch}: choose another one$",
+    "is wordless": r"misbehave raised WordlessError on {patch}: its message cannot be shown$",
     "ends its process": r"a worker process died \(exit code 0\).*; {patch} was in flight$",
     "aborts": r"a worker process died \(exit code -6\).*; {patch} was in flight$",
 }
@@ -266,17 +270,49 @@ def test_fail_fast_ends_at_the_first_failure_and_can_go_on(here, ask, backend):
     same(image(here / "out.zarr"), shaded(volume))
 
 
-def test_a_function_without_memory_ends_the_run_which_can_go_on(here, ask):
-    volume = volume_with({7: 0})
+SAID_IN_WORDS = ("interrupts", "exits", "ends", "has no memory", "speaks for us", "is wordless")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SAID_IN_WORDS)
+def test_the_very_first_call_may_fail_in_any_way(here, ask, backend, name):
+    volume = volume_with({})
+    volume[::4, ::4, ::4] = MARK + list(MISDEEDS).index(name)
     store(here / "in.zarr", volume, 8)
-    call = words(here / "in.zarr", here / "out.zarr", "no_memory", workers=1)
-    code, _, err = ask(*call)
-    assert code == 1
-    assert "no room for 9 GB" in err.splitlines()[0]
-    assert volpatch.status(here / "out.zarr").counts["done"] == 7
-    (here / "mended").touch()
-    assert ask(*call)[0] == 0
-    same(image(here / "out.zarr"), shaded(volume))
+    code, out, err = ask(
+        *words(here / "in.zarr", here / "out.zarr", "misbehave", backend=backend, workers=1)
+    )
+    assert (code, out) == (3, "")
+    says = SAYS[name].removeprefix("FunctionError: .*").format(patch="patch .*")
+    assert re.search(says, err.splitlines()[0]), err
+    assert "Traceback" not in err.splitlines()[0]
+    assert os.listdir(here) == ["in.zarr"]
+
+
+@pytest.mark.parametrize("what", ["setup", "finalize", "skip", "window"])
+@pytest.mark.parametrize("name", ["ends", "has no memory", "speaks for us", "is wordless"])
+def test_whatever_is_the_users_own_is_named_when_it_fails(here, what, name):
+    store(here / "in.zarr", volume_with({}), 8)
+
+    def fail(*_):
+        return MISDEEDS[name](None)
+
+    given = {"function": None if what == "setup" else functions.shade, what: fail}
+    expected = volpatch.SettingError if what == "window" else volpatch.FunctionError
+    says = SAYS[name].rpartition("{patch}: ")[2]
+    with pytest.raises(expected, match=f"{what} .*: {says}") as caught:
+        run(source=here / "in.zarr", target=here / "out.zarr", **given)
+    assert caught.value.__cause__ is not None
+    assert os.listdir(here) == ["in.zarr"]
+
+
+def test_what_a_function_raises_is_named_in_memory_too(here):
+    volume = volume_with({26: list(MISDEEDS).index("has no memory")})
+    with pytest.raises(volpatch.FunctionError, match="raised MemoryError on patch") as caught:
+        map_patches(functions.misbehave, volume, 4, overlap=0)
+    assert isinstance(caught.value.__cause__, MemoryError)
+    with pytest.raises(KeyboardInterrupt):  # for all that can be told, somebody pressed Ctrl-C
+        map_patches(MISDEEDS["interrupts"], volume, 4, overlap=0)
 
 
 def test_an_error_at_length_does_not_flood_the_screen(here, ask):

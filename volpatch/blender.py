@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import FunctionError
+from volpatch.errors import FunctionError, blamed
 from volpatch.geometry import AxisGrid, Box
 from volpatch.kernels import FAR, Sums, blend, touch
 from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
@@ -298,11 +298,9 @@ def finalized(finalize: Finalize, recipe: Recipe, block: Array) -> tuple[Array, 
     given = block if recipe.channels_out is not None else block[0]
     try:
         result = finalize(given)
-    except (Exception, SystemExit) as error:
-        raise FunctionError(
-            f"finalize {name_of(finalize)} raised {type(error).__name__} on a block of shape "
-            f"{given.shape}: {error or 'no message'}"
-        ) from error
+    except BaseException as error:
+        where = f"on a block of shape {given.shape}"
+        raise blamed(error, f"finalize {name_of(finalize)}", where) from error
     shape = np.shape(result)
     channels = shape[: len(shape) - len(spatial)]
     if not isinstance(result, np.ndarray) or shape != (*channels[:1], *spatial) or 0 in shape:

@@ -18,9 +18,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from volpatch.errors import FunctionError
 from volpatch.recipe import Recipe
-from volpatch.region import Call, Place, said
+from volpatch.region import Call, Place
 from volpatch.storage.files import open_file
 
 _PREFIX = "flight-"
@@ -56,16 +55,7 @@ class Flight:
             note = {"region": self._region, "patch": position, "start": box.start, "stop": box.stop}
             with suppress(OSError):
                 os.pwrite(self._handle, json.dumps(note).encode().ljust(_WIDTH), 0)
-        try:
-            return self._call(recipe, batch, patch)
-        except Exception:
-            raise
-        except BaseException as error:  # its own doing: Ctrl-C reaches a run's main thread only
-            position, box = patch(0)
-            raise FunctionError(
-                f"the function raised {type(error).__name__} on patch {position} at {box}: "
-                f"{said(error)}"
-            ) from error
+        return self._call(recipe, batch, patch)
 
     def __exit__(
         self,

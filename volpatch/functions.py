@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from volpatch.errors import FunctionError, SettingError
+from volpatch.errors import SettingError, blamed, interrupts, said
 from volpatch.ops import OPERATIONS, Operation, did_you_mean, get
 
 _NAME = r"[A-Za-z_]\w*"
@@ -121,8 +121,8 @@ class FunctionSpec:
             return bound
         try:
             made = bound()
-        except (Exception, SystemExit) as error:
-            raise FunctionError(f"the factory {self.target} raised {_shown(error)}") from error
+        except BaseException as error:
+            raise blamed(error, f"the factory {self.target}") from error
         _check_kind(f"what the factory {self.target} returned", made, factory=False)
         function: Callable[..., Any] = made
         return function
@@ -285,7 +285,9 @@ def _import_module(name: str) -> ModuleType:
             f"there is no module {error.name!r} to import; the current folder is not searched: "
             "install the package, or pass path/to/file.py:function"
         ) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         raise _import_failed(name, error) from error
 
 
@@ -323,7 +325,7 @@ def _execute(path: Path) -> ModuleType:
         del sys.modules[path.stem]
         if previous is not None:
             sys.modules[path.stem] = previous
-        if not isinstance(error, (Exception, SystemExit)):
+        if interrupts(error):
             raise
         raise _import_failed(str(path), error) from error
     return module
@@ -346,12 +348,8 @@ def _refuse_taken_name(path: Path) -> None:
 
 
 def _import_failed(name: str, error: BaseException) -> SettingError:
-    return SettingError(f"importing {name!r} raised {_shown(error)}; repair it, then try again")
-
-
-def _shown(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    shown = f"{type(error).__name__}: {said(error)}"
+    return SettingError(f"importing {name!r} raised {shown}; repair it, then try again")
 
 
 def _attribute(module: ModuleType, place: str, name: str) -> Any:

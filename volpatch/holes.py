@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import FunctionError, SettingError
+from volpatch.errors import SettingError, blamed
 from volpatch.recipe import plain_number
 from volpatch.tables import Tables
 
@@ -173,10 +173,8 @@ class Skips:
         given = patch if self.channels else patch[0]
         try:
             return bool(self.skip(given.copy()))
-        except (Exception, SystemExit) as error:
-            raise FunctionError(
-                f"skip raised {type(error).__name__} on a patch of shape {given.shape}: {error}"
-            ) from error
+        except BaseException as error:
+            raise blamed(error, "skip", f"on a patch of shape {given.shape}") from error
 
 
 def _cells_under(tables: Tables, axis: int, size: int, cells: Sequence[Cells]) -> Ints:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
@@ -16,12 +17,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from volpatch.errors import RunError, SettingError, VolpatchError, traceback_text
+from volpatch import machine
+from volpatch.errors import RunError, SettingError, VolpatchError, said, traceback_text
 from volpatch.flight import in_flight
 from volpatch.geometry import Box
 from volpatch.planner import CHUNKS_IN_FLIGHT, Plan
@@ -75,7 +78,18 @@ class Threads:
         self._threads: list[threading.Thread] = []
 
     def one(self, method: str, *args: Any) -> Any:
-        return getattr(self._worker, method)(*args)
+        """Called in a thread of its own: an interrupt ends the waiting, and is never the call's."""
+        call: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                call.set_result(getattr(self._worker, method)(*args))
+            except BaseException as error:
+                call.set_exception(error)
+
+        self._threads = [threading.Thread(target=work, daemon=True)]
+        self._threads[0].start()
+        return call.result()
 
     def tasks(self, more: More, job: Job, listener: Listener, workers: int) -> None:
         busy = 0
@@ -133,7 +147,7 @@ class Processes:
             self._payload = pickle.dumps((functions, source))
         except Exception as error:
             raise SettingError(
-                f"the function cannot be sent to worker processes ({error}); define it in a "
+                f"the function cannot be sent to worker processes ({said(error)}); define it in a "
                 f"module of its own, or use backend='threads'"
             ) from error
         self._links: dict[Connection, multiprocessing.process.BaseProcess] = {}
@@ -258,6 +272,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _serve(link: Connection, payload: bytes) -> None:
     """Life of a worker process: answer calls until the line goes dead."""
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends us
     for stream in (sys.stdout, sys.stderr):  # what a function prints must not die with us
         if isinstance(stream, io.TextIOWrapper):
@@ -281,10 +296,26 @@ def _serve(link: Connection, payload: bytes) -> None:
                 link.send(("error", (_sendable(error), traceback_text(error))))
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent ends, however busy or stuck it is then."""
+    machine.end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:  # for a parent that ended before, and where the kernel does not help
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _sendable(error: BaseException) -> BaseException:
     """The error itself where it survives the journey, else its words."""
+    if isinstance(error, MemoryError):
+        return MemoryError(*(said(error) for _ in error.args[:1]))
     if not isinstance(error, VolpatchError):
-        return RunError(f"{type(error).__name__}: {error}")
+        return RunError(f"{type(error).__name__}: {said(error)}")
     return type(error)(*error.args)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.blender import Blender, Finalize, Sink, Stats, finalized, name_of
-from volpatch.errors import MOST_WORDS, FunctionError, VolpatchError
+from volpatch.errors import FunctionError, SettingError, blamed
 from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import cut
 from volpatch.recipe import Recipe
@@ -85,18 +85,15 @@ class Caller:
         """
         given = batch if recipe.channels_in is not None else batch[:, 0]
         single = recipe.batch_size is None
-        try:
-            with self.gate or _OPEN:
+        with self.gate or _OPEN:
+            try:
                 result = self.function(given[0] if single else given)
-                if self.gate is not None and isinstance(result, np.ndarray):
-                    result = result.copy()
-        except (Stopped, VolpatchError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise FunctionError(
-                f"{self.name} raised {type(error).__name__} on {_where(patch, len(batch))}: "
-                f"{said(error)}"
-            ) from error
+            except BaseException as error:
+                if self._refuses(error):
+                    raise
+                raise blamed(error, self.name, f"on {_where(patch, len(batch))}") from error
+            if self.gate is not None and isinstance(result, np.ndarray):
+                result = result.copy()
         problem = None
         if not _as_known(result, recipe, len(batch)):
             problem = _problem(result, recipe, len(batch))
@@ -112,11 +109,11 @@ class Caller:
     def name(self) -> str:
         return f"the function {name_of(self.function)}"
 
-
-def said(error: BaseException) -> str:
-    """The words of a user's error, if not too many: they go into messages and records."""
-    text = str(error) or "no message"
-    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}..."
+    def _refuses(self, error: BaseException) -> bool:
+        """Whether a ready-made operation refuses its settings, which no other patch will suit."""
+        inner = getattr(self.function, "func", self.function)
+        ours = str(getattr(inner, "__module__", "")).startswith("volpatch.ops.")
+        return ours and isinstance(error, SettingError)
 
 
 def _as_known(result: Any, recipe: Recipe, count: int) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import SettingError
+from volpatch.errors import SettingError, interrupts, said
 from volpatch.geometry import AxisGrid, per_axis
 
 WINDOWS = ("constant", "hann", "triangle", "gaussian", "crop")
@@ -98,12 +98,14 @@ def sample(window: Window, n: int) -> NDArray[np.float64]:
     """
     if callable(window):
         try:
-            return _checked(np.asarray(window(n), dtype=np.float64), window, n)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            if isinstance(error, SettingError):
+            values = np.asarray(window(n), dtype=np.float64)
+        except BaseException as error:
+            if interrupts(error):
                 raise
             name = getattr(window, "__name__", repr(window))
-            raise SettingError(f"window {name}({n}) failed: {error}") from error
+            shown = f"{type(error).__name__}: {said(error)}"
+            raise SettingError(f"window {name}({n}) failed: {shown}") from error
+        return _checked(values, window, n)
     name, sigma = _parse(window)
     place = np.arange(n, dtype=np.float64)
     middle = (n - 1) / 2

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from volpatch import machine
 from volpatch.blender import Stats, name_of
-from volpatch.errors import FunctionError, SettingError, SourceError
+from volpatch.errors import FunctionError, SettingError, SourceError, blamed
 from volpatch.flight import Flight
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import Box, PatchGrid
@@ -62,10 +62,8 @@ class Functions:
         if self.setup is not None:
             try:
                 made: Callable[..., Any] = self.setup()
-            except (Exception, SystemExit) as error:
-                raise FunctionError(
-                    f"setup {name_of(self.setup)} raised {type(error).__name__}: {error}"
-                ) from error
+            except BaseException as error:
+                raise blamed(error, f"setup {name_of(self.setup)}") from error
             if not callable(made):
                 raise FunctionError(
                     f"setup {name_of(self.setup)} returned a {type(made).__name__}, "
