@@ -15,8 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from errno import EPIPE
 from importlib import import_module
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -52,27 +55,33 @@ if TYPE_CHECKING:
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 # an interrupted run waits 5 s for calls of the user's function; what takes longer is cut off
 PATIENCE_SECONDS = 8.0
+# how long a finished command waits for threads and processes that the user's function left
+LEAVING_SECONDS = 3.0
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 
-class Terminated(BaseException):
+class Terminated(KeyboardInterrupt):
     """SIGTERM came: end like after an interrupt, with another exit code."""
 
 
 def main() -> NoReturn:
     """Run the command that `sys.argv` asks for, and end the process."""
-    _watch_signals()
-    # worker processes are ended without asking, and what they print must not be lost with them
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
+        _open_streams()
+        _watch_signals()
+        # worker processes are ended without asking, and what they print must not be lost with them
+        os.environ.setdefault("PYTHONUNBUFFERED", "1")
         code = execute(sys.argv[1:])
-    except KeyboardInterrupt:
-        _end(INTERRUPTED, "interrupted")
     except Terminated:
         _end(TERMINATED, "terminated")
-    sys.exit(code)
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, "interrupted")
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = FAILED
+    _leave(code)
 
 
 def execute(args: Sequence[str]) -> int:
@@ -109,9 +118,10 @@ def execute(args: Sequence[str]) -> int:
 def _tell(message: str, details: str = "") -> None:
     from volpatch.forms import printable
 
-    click.echo(f"volpatch: {printable(' '.join(message.split()))}", err=True)
-    if details:
-        click.echo(details, err=True)
+    with suppress(OSError):  # nobody listens: the exit code tells
+        click.echo(f"volpatch: {printable(' '.join(message.split()))}", err=True)
+        if details:
+            click.echo(details, err=True)
 
 
 def _end(code: int, message: str) -> NoReturn:
@@ -128,6 +138,49 @@ def _end_hard(code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End with all said and done, also where the user's function left something running."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # it would be tried again on the way out, and change the exit code
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    threads = [t for t in threading.enumerate() if not t.daemon]
+    left = [f"thread {t.name}" for t in threads if t is not threading.main_thread()]
+    left += [f"process {child.pid}" for child in multiprocessing.active_children()]
+
+    def end_late() -> None:
+        time.sleep(LEAVING_SECONDS)
+        what = f"{len(left)} threads or processes that the function had left running"
+        _tell(f"ended {what} ({left[0]}{', ...' if left[1:] else ''})")
+        _end_hard(code)
+
+    if left:
+        threading.Thread(target=end_late, daemon=True).start()
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Open streams that the process was started without, on the null device.
+
+    The next files to be opened would take their numbers, and be written into.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        elif name == "stdout" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
 
 
 def _watch_signals() -> None:
@@ -188,18 +241,36 @@ def _without_our_frames(text: str) -> str:
     return "\n".join(kept) if found else ""
 
 
+@dataclass
+class _Result:
+    """The stdout that a command was given: whoever reads it may leave, and the work goes on."""
+
+    number: int
+    problem: OSError | None = None
+
+    def tell(self, text: str) -> None:
+        left = f"{text}\n".encode(errors="backslashreplace")
+        try:
+            while left and self.problem is None:
+                left = left[os.write(self.number, left) :]
+        except OSError as error:
+            self.problem = error
+
+
 @contextmanager
-def _result_stream() -> Iterator[IO[str]]:
+def _result_stream() -> Iterator[_Result]:
     """The stdout of this process for our result alone; all other prints go to stderr inside."""
     sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as result:
-        os.dup2(2, 1)
-        try:
-            with redirect_stdout(sys.stderr):
-                yield result
-        finally:
-            result.flush()
-            os.dup2(result.fileno(), 1)
+    result = _Result(os.dup(1))
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield result
+    finally:
+        os.dup2(result.number, 1)
+        os.close(result.number)
+    if result.problem is not None and result.problem.errno != EPIPE:
+        raise RunError(f"all is done, but the report could not be told on stdout: {result.problem}")
 
 
 # -- commands ------------------------------------------------------------------------------
@@ -295,7 +366,8 @@ def run(source: str, target: str | None, **words: Any) -> None:
 
     SOURCE may also be a job that `volpatch plan -o` saved. TARGET gets its name when it is
     complete. A run that was ended goes on when the same command is given again; so do any
-    number of parts, on machines that share the disk. The plan comes first and the report last.
+    number of parts, on machines that share the disk. The plan comes first and the report last:
+    without its last line, `complete ...`, the run did not come to its end, whatever its exit code.
     """
     how = {name: words.pop(name) for name in _RUNNING}
     as_json = words.pop("form") == "json"
@@ -309,10 +381,14 @@ def _show(as_json: bool, call: Callable[[Callable[[Any], None]], Any]) -> None:
     with _result_stream() as result:
 
         def announce(plan: Any) -> None:
-            print(plan, file=sys.stderr if as_json else result, flush=True)
+            if as_json:
+                with suppress(OSError):
+                    print(plan, file=sys.stderr, flush=True)
+            else:
+                result.tell(str(plan))
 
         report = call(announce)
-        print(json.dumps(report.to_json(), indent=2) if as_json else report, file=result)
+        result.tell(json.dumps(report.to_json(), indent=2) if as_json else str(report))
 
 
 @cli.command(

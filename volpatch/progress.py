@@ -59,15 +59,13 @@ class Progress:
     def say(self, text: str) -> None:
         """Tell something in words, on a line of its own."""
         if self.mode != "none":
-            self.stream.write(f"{text}\n")
-            self.stream.flush()
+            self._write(f"{text}\n")
 
     def close(self) -> None:
         """Say the last word."""
         if self.mode == "bar":
             self._tell(time.monotonic())
-            self.stream.write("\n")
-            self.stream.flush()
+            self._write("\n")
 
     def _tell(self, now: float) -> None:
         passed = now - self.begin
@@ -77,7 +75,13 @@ class Progress:
         if self.mode == "bar":
             full = int(part * WIDTH)
             bar = "#" * full + "-" * (WIDTH - full)
-            self.stream.write(f"\r[{bar}] {text:<60}")
+            self._write(f"\r[{bar}] {text:<60}")
         else:
-            self.stream.write(text.strip() + "\n")
-        self.stream.flush()
+            self._write(text.strip() + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:  # whoever was told is gone: no reason to end the run
+            self.mode = "none"

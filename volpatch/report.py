@@ -88,6 +88,13 @@ class RunReport:
             "phase_seconds": dict(self.stats.seconds),
         }
 
+    @property
+    def _completion(self) -> str:
+        if self.complete:
+            return self.target
+        asked = "what was asked for" if self.part is None else "part {}/{}".format(*self.part)
+        return f"not yet: {asked} is done, other regions are missing"
+
     def _repr_html_(self) -> str:
         return table_of_text("Run", repr(self), NAME_WIDTH)
 
@@ -116,5 +123,6 @@ class RunReport:
                 f"memory    {show_bytes(self.peak_bytes)} at the peak, "
                 f"{show_bytes(self.predicted_bytes)} predicted",
                 f"clipped   {self.stats.clipped:,} values",
+                f"complete  {self._completion}",
             ]
         )
