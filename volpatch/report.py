@@ -108,7 +108,8 @@ class RunReport:
                 f"output    complete already: {self.target}: {shape} {self.dtype}",
                 "looked at job and sizes of all objects; `volpatch verify` compares their content",
             ]
-            return "\n".join([*lines, *(f"remark    {remark}" for remark in self.remarks)])
+            lines += [f"remark    {remark}" for remark in self.remarks]
+            return "\n".join([*lines, f"complete  {self._completion}"])
         before = f" ({self.regions_before:,} done before)" if self.regions_before else ""
         return "\n".join(
             [
