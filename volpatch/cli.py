@@ -366,8 +366,8 @@ def run(source: str, target: str | None, **words: Any) -> None:
 
     SOURCE may also be a job that `volpatch plan -o` saved. TARGET gets its name when it is
     complete. A run that was ended goes on when the same command is given again; so do any
-    number of parts, on machines that share the disk. Plan first, report last: its last line,
-    `complete ...`, tells that the run came to its end.
+    number of parts, on machines that share the disk.
+    The plan comes first, the report last; its last line begins with `complete`.
     """
     how = {name: words.pop(name) for name in _RUNNING}
     as_json = words.pop("form") == "json"
