@@ -34,6 +34,7 @@ ROOMS = (
         "runner",
         "inputs",
         "gone",
+        "carried",
         "identity",
     ),
     *(

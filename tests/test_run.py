@@ -441,13 +441,14 @@ def test_a_factory_runs_once_per_process(tmp_path, source, volume, monkeypatch):
 def test_calls_bounds_simultaneous_calls(tmp_path, source, calls, most):
     crowd = functions.Crowd()
     run(crowd, source, tmp_path / "out.zarr", patch=16, chunks=16, region=16, workers=4,
-        calls=calls)  # fmt: skip
+        calls=calls, version="1")  # fmt: skip
     assert crowd.most == most
 
 
 def test_a_factory_means_one_call_at_a_time_unless_told_otherwise(tmp_path, source):
     crowd = functions.Crowd()
     options = {"patch": 16, "chunks": 16, "region": 16, "workers": 4, "setup": lambda: crowd}
+    options["version"] = "1"  # a lock cannot be compared
     run(None, source, tmp_path / "one.zarr", **options)
     assert crowd.most == 1
     run(None, source, tmp_path / "three.zarr", calls=3, **options)
@@ -476,7 +477,7 @@ def test_a_function_that_raises_leaves_no_target_and_a_second_run_succeeds(tmp_p
         assert "in a worker process" in cause.__notes__[0]
         assert "the sun is too high" in cause.__notes__[0]
     assert not os.path.lexists(target)
-    with pytest.raises(TargetError, match=r"holds a run of another plan: function.target was"):
+    with pytest.raises(TargetError, match=r"holds a run of another plan: .*function.target was"):
         run(functions.identity, path, target, dtype="uint16", **options)
     run(functions.identity, path, target, dtype="uint16", overwrite=True, **options)
     same(image(target), volume)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from volpatch import job as jobs
@@ -11,14 +13,15 @@ from volpatch.errors import SettingError, SourceError
 from volpatch.forms import parse_part
 from volpatch.functions import FunctionSpec
 from volpatch.gone import stand_in
+from volpatch.identity import Carried
 from volpatch.masks import places_of, skips_of
 from volpatch.mending import mend
-from volpatch.options import JobOptions
+from volpatch.options import JobOptions, plain
 from volpatch.planner import Plan
 from volpatch.planning import Function, as_source, fitted, make_draft, named
 from volpatch.progress import Progress
 from volpatch.report import RunReport
-from volpatch.running import Request, execute
+from volpatch.running import Request, execute, warn_of_incomparable
 from volpatch.storage.endings import check_ending
 from volpatch.storage.puts import Durability, check_target
 from volpatch.storage.source import Source
@@ -71,9 +74,15 @@ def plan(
     """
     if target is not None:
         check_ending(target)
-    volume = as_source(source, level, options.get("missing", "auto"), series)
-    draft = make_draft(volume, target, named(func), named(finalize), options)
-    return fitted(draft)
+    options = plain(options)
+    volume = as_source(source, plain(level), options.get("missing", "auto"), plain(series))
+    functions = {"function": named(func), "finalize": named(finalize)}
+    draft = make_draft(volume, target, functions["function"], functions["finalize"], options)
+    places: tuple[str, ...] = ()
+    with suppress(SettingError):  # of a function that is not on this machine the run will tell
+        carried = Carried.of({**functions, "skip": options.get("skip")}, options)
+        places = carried.incomparable
+    return fitted(replace(draft, incomparable=places))
 
 
 def run(
@@ -91,7 +100,7 @@ def run(
     fail_fast: bool = False,
     durability: Durability = "full",
     progress: str = "none",
-    announce: Callable[[Plan], None] = lambda plan: None,
+    announce: Callable[[Plan], None] = warn_of_incomparable,
     **options: Unpack[JobOptions],
 ) -> RunReport:
     """Run a function over overlapping patches of a stored volume, into a stored volume.
@@ -128,7 +137,8 @@ def run(
     progress : {"none", "auto", "bar", "log"}
         How far the run is, told on stderr.
     announce : callable, optional
-        Is given the final plan before the first region starts.
+        Is given the final plan before the first region starts. Without it a warning tells
+        of a function that cannot be compared, so that no other process could go on.
     **options
         As for `plan`.
 
@@ -221,7 +231,8 @@ def make_request(
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise SettingError(f"retries must be a whole number from 0 on; got {retries!r}")
     Progress(0, more.get("progress", "none"))  # refuses a mode that there is not
-    volume = as_source(source, level, options.get("missing", "auto"), series)
+    options = plain(options)
+    volume = as_source(source, plain(level), options.get("missing", "auto"), plain(series))
     check_target(os.fspath(target), overwrite=True, source_path=volume.path, exists=False)
     function, final = named(func), named(finalize)
     for spec in (function, final):
@@ -229,11 +240,14 @@ def make_request(
             spec.check()
     draft = make_draft(volume, target, function, final, options)
     holes = skips_of(options, draft.layout, places_of(volume, draft.layout.patched_dims))
+    functions = {"function": function, "setup": setup, "finalize": final}
+    carried = Carried.of({**functions, "skip": options.get("skip")}, options)
     return Request(
-        draft,
+        replace(draft, incomparable=carried.incomparable),
         Functions(function, setup, final, draft.calls, holes),
         volume,
         WorkTree(os.fspath(target), durability=durability, overwrite=more.get("overwrite", False)),
+        carried,
         part=parse_part(part),
         retries=retries,
         **more,

@@ -104,7 +104,7 @@ FUNCTION: OptionTable = {
         ("--channel-axis", "AXIS", "Axis handed whole to the function, such as c."),
         ("--input-dtype", "DTYPE", "What the function is given.  [the source's]"),
         ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
-        ("--version", "TEXT", "Of the function, for what its source does not tell."),
+        ("--version", "TEXT", "Of the function: compared in place of its code."),
         ("--depends*", "FILE", "That it reads, such as weights: another content, another run."),
     ]
 }

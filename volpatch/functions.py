@@ -127,10 +127,19 @@ class FunctionSpec:
         function: Callable[..., Any] = made
         return function
 
-    def named(self) -> Callable[..., Any]:
+    @property
+    def short_target(self) -> str:
+        """The target without the folder of a file."""
+        kind, place, name = _split(self.target)
+        return f"{os.path.basename(place)}:{name}" if kind == "file" else self.target
+
+    def named(self) -> Any:
         """What the name stands for: imported, with no parameters bound and nothing called."""
-        bound = self._bound()
-        return bound.func if isinstance(bound, functools.partial) else bound
+        if self.operation is not None:
+            return self.operation.function
+        kind, place, name = _split(self.target)
+        module = _load_file(Path(place)) if kind == "file" else _import_module(place)
+        return _attribute(module, place, name)
 
     def to_json(self) -> dict[str, object]:
         """Return the spec as JSON values."""
@@ -157,9 +166,7 @@ class FunctionSpec:
         parameters = dict(self.parameters)
         if self.operation is not None:
             return self.operation.bind(parameters)
-        kind, place, name = _split(self.target)
-        module = _load_file(Path(place)) if kind == "file" else _import_module(place)
-        found = _attribute(module, place, name)
+        found = self.named()
         _check_kind(self.target, found, factory=self.factory)
         _check_signature(self.target, found, parameters, takes_patch=not self.factory)
         return functools.partial(found, **parameters) if parameters else found

@@ -1,23 +1,23 @@
 """What determines the bytes of an output, as plain values that can be compared.
 
 Not in here, because they change no bit: regions, workers, backend, memory, batch size, logs.
-What cannot be seen from here (the weights of a model, a library underneath) is told with
-`version=` and `depends=`.
+What cannot be seen from here (the weights of a model, a library underneath, a helper of another
+file's helper) is told with `version=` and `depends=`.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import json
+import math
 import os
-import re
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from volpatch.carried import Walk, carried_by, named_words
 from volpatch.errors import SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.holes import Skips
@@ -31,12 +31,84 @@ from volpatch.window import Window, sample
 
 # raised when the way patches are cut, blended or encoded changes any bit
 BLENDING_VERSION = 1
+# functions that calls changed (one that counts them, say), by their digest -> as they were before
+_before_calls: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the functions of a run and the files that they read are, taken before any call.
+
+    Attributes
+    ----------
+    words : of "function", "setup", "finalize" and "skip", JSON values.
+    incomparable : places in them that another process could not compare.
+    depends : paths of the files that they read, by their number.
+    files : SHA-256 of these.
+    functions : those that were looked into; calls may change them.
+    contents : what was found in them.
+    """
+
+    words: dict[str, Any]
+    incomparable: tuple[str, ...]
+    depends: dict[str, str]
+    files: dict[str, str]
+    functions: dict[str, Any]
+    contents: dict[str, Any]
+
+    @classmethod
+    def of(cls, functions: Mapping[str, Any], options: Mapping[str, Any]) -> Carried:
+        """Take them.
+
+        Parameters
+        ----------
+        functions : by their names, as in `words`; None for one that there is not.
+        options : of the job; with `version` the functions are not looked into.
+        """
+        depends = {str(n): path for n, path in enumerate(depends_of(options), 1)}
+        files = {number: file_digest(path) for number, path in depends.items()}
+        named: dict[str, Any] = {
+            name: function
+            if function is None or isinstance(function, int | float)
+            else named_words(function)
+            for name, function in functions.items()
+        }
+        looked_into = {} if options.get("version") is not None else functions
+        held = {
+            # held, as its file may be another one when it is looked at again
+            name: function.named() if isinstance(function, FunctionSpec) else function
+            for name, function in looked_into.items()
+            if isinstance(named[name], dict)
+        }
+        contents, places = _contents(held)
+        contents = _before_calls.get(digest(contents), contents)
+        words = {**named, **{name: {**found, **named[name]} for name, found in contents.items()}}
+        return cls(words, places, depends, files, held, contents)
+
+    def called(self) -> None:
+        """Remember what calls made of the functions, which changes nothing of what they are."""
+        now, _ = _contents(self.functions)
+        if now != self.contents:
+            _before_calls[digest(now)] = self.contents
+
+
+def _contents(functions: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    found = {name: carried_by(function, name) for name, function in functions.items()}
+    places = tuple(place for _, incomparable in found.values() for place in incomparable)
+    return {name: words for name, (words, _) in found.items()}, places
+
+
+def depends_of(options: Mapping[str, Any]) -> list[str]:
+    """Absolute paths of the files that the function reads, in the order given."""
+    given = options.get("depends") or ()
+    paths = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.path.abspath(path) for path in paths]
 
 
 def identity(
     plan: Plan,
     spec: TargetSpec,
-    functions: tuple[Any, Any, Any],
+    carried: Carried,
     holes: Skips | None,
     source: dict[str, Any],
 ) -> dict[str, Any]:
@@ -45,12 +117,11 @@ def identity(
     Parameters
     ----------
     plan, spec : of the run; the recipe must be complete.
-    functions : the function, its setup and finalize.
+    carried : by the functions.
     holes : what skips patches.
     source : the `fingerprint` of the input.
     """
     recipe, grid, options = plan.recipe, plan.recipe.grid, plan.words["options"]
-    function, setup, finalize = map(function_identity, functions)
     found = {
         "blending": BLENDING_VERSION,
         "source": source,
@@ -62,18 +133,15 @@ def identity(
         "channel_axis": plan.layout.channel,
         "patched": list(plan.layout.patched_dims),
         "batches": recipe.batch_size is not None,
-        "fill": repr(recipe.fill),
+        "fill": _number(recipe.fill),
         "pad_mode": recipe.pad_mode,
-        "pad_value": repr(recipe.pad_value),
+        "pad_value": _number(recipe.pad_value),
         "reduce": recipe.reduce,
         "nan": recipe.nan,
         "mask": None if holes is None else _mask(holes),
-        "skip": None if holes is None else function_identity(holes.skip),
-        "function": function,
-        "setup": setup,
-        "finalize": finalize,
+        **carried.words,
         "version": options.get("version"),
-        "depends": {os.path.basename(p): file_digest(p) for p in options.get("depends") or ()},
+        "depends": carried.files,
         "missing": options.get("missing", "auto"),
         "output": spec.to_json(),
     }
@@ -92,68 +160,21 @@ def _mask(holes: Skips) -> Any:
     if isinstance(stored, Source):
         values: Any = fingerprint(stored)[0]
     else:
-        values = _value(np.asarray(holes.mask))
+        values = Walk().array(np.asarray(holes.mask))["array"]
     return [values, [list(map(str, one)) for one in holes.cells]]
 
 
-def function_identity(function: Any) -> Any:
-    """A function by module, name, hash of its source, and parameters; numbers as they are.
-
-    >>> function_identity(FunctionSpec.parse("gaussian", {"sigma": 2}))["target"]
-    'gaussian'
-    """
-    if function is None or isinstance(function, int | float):
-        return function
-    if isinstance(function, FunctionSpec):
-        operation = function.operation
-        named = operation.function if operation else function.named()
-        return {**function.to_json(), "code": code_digest(named)}
-    inner, words = function, []
-    while isinstance(inner, functools.partial):
-        given = sorted(inner.keywords.items())
-        words.append([[_value(v) for v in inner.args], [[k, _value(v)] for k, v in given]])
-        inner = inner.func
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    bound = getattr(inner, "__self__", None if named is inner else inner)
-    return {
-        "target": f"{named.__module__}:{named.__qualname__}",
-        "code": code_digest(named),
-        "parameters": words,
-        "state": None if bound is None or inspect.ismodule(bound) else _state(bound),
-    }
-
-
-def _state(instance: Any) -> Any:
-    """What an object that is called carries along, as far as it shows."""
-    held = getattr(instance, "__dict__", {})
-    return [[name, _value(value)] for name, value in sorted(held.items())]
-
-
-def _value(value: Any) -> Any:
-    """A value as something that can be compared with that of another process."""
-    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
-        array = np.ascontiguousarray(value)
-        return [list(array.shape), str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
-    # an address is another one in every process
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def code_digest(function: Any) -> str | None:
-    """Hash of the file that a function was written in, else of its code; None for builtins."""
-    with suppress(TypeError, OSError):
-        path = inspect.getsourcefile(function)
-        if path is not None and os.path.isfile(path):
-            return file_digest(path)
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return None
-    return digest([code.co_code.hex(), _value(code.co_consts), list(code.co_names)])
+def _number(value: Any) -> Any:
+    """A number as text, 2 and 2.0 alike: they make the same bytes."""
+    whole = isinstance(value, float) and value.is_integer() and math.copysign(1, value) == 1
+    return None if value is None else repr(int(value) if whole else value)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file."""
     checksum = hashlib.sha256()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SettingError(f"{os.fspath(path)!r}, which the result depends on, is not a file")
     try:
         with open_file(path) as file:
             while block := file.read(2**20):

@@ -17,6 +17,7 @@ from typing import Any
 from volpatch.errors import SettingError
 from volpatch.functions import FunctionSpec
 from volpatch.geometry import per_axis
+from volpatch.identity import depends_of
 from volpatch.options import JobOptions, check_names
 from volpatch.planner import Plan
 from volpatch.storage.files import open_file
@@ -84,7 +85,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "backend": plan.backend,
         "calls": plan.calls,
         "version": plan.words["options"].get("version"),
-        "depends": [os.path.abspath(p) for p in plan.words["options"].get("depends") or ()],
+        "depends": depends_of(plan.words["options"]),
         "fingerprint": plan.words["options"].get("fingerprint", "sample"),
     }
     return {

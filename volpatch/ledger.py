@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -46,14 +47,22 @@ _MAX_PLAN_BYTES = 2**28
 Event = dict[str, Any]
 
 
+def canonical(value: Any) -> str:
+    """JSON that is the same for the same value; 1, 1.0 and true are not, nor are 0.0 and -0.0.
+
+    >>> canonical({"b": 1, "a": [2.0]})
+    '{"a":[2.0],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON.
 
     >>> digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1})
     True
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -139,11 +148,13 @@ class PlanFile:
     def differences(self, other: PlanFile) -> list[str]:
         """Fields in which another plan differs, old against new; the input's files apart."""
         mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
+        files = dict(flat({"depends": other.layout.get("depends")}))
         return [
-            f"{name} was {_shown(mine.get(name), theirs.get(name))} and is now "
+            f"{name}{f' ({files[name]})' if name in files else ''} was "
+            f"{_shown(mine.get(name), theirs.get(name))} and is now "
             f"{_shown(theirs.get(name), mine.get(name))}"
             for name in sorted({*mine, *theirs} - {INPUT})
-            if mine.get(name) != theirs.get(name)
+            if canonical(mine.get(name)) != canonical(theirs.get(name))
         ]
 
     def check_same(self, wanted: PlanFile, place: Path, *, finished: bool = False) -> None:
@@ -162,12 +173,15 @@ class PlanFile:
             )
 
 
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # a SHA-256, of which a part is shown
 _START_OVER = "restore it from a copy, or start over with --overwrite (overwrite=True)"
 
 
 def _shown(value: Any, other: Any) -> str:
     """A value in words; of a long one the part from where it differs from another on."""
-    text, unlike = ("nothing" if v is None else json.dumps(v) for v in (value, other))
+    text, unlike = (
+        "nothing" if v is None else _HASH.sub(r"\1...", json.dumps(v)) for v in (value, other)
+    )
     if len(text) <= 80:
         return text
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, unlike, strict=False))

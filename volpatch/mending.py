@@ -11,10 +11,9 @@ import numpy as np
 from volpatch.errors import IncompleteError, RunError, TargetError
 from volpatch.forms import show_numbers
 from volpatch.ledger import DONE, FAILED, PlanFile, Reader, State
-from volpatch.pools import open_pool
 from volpatch.publishing import committed_files, completion, state_of, tell_metadata
 from volpatch.report import RunReport
-from volpatch.running import Request, compute, rejoined, unless_published
+from volpatch.running import Request, calling, compute, rejoined, unless_published
 from volpatch.storage.puts import SUFFIX, disk_errors
 from volpatch.storage.target import Site, metadata_files
 from volpatch.upkeep import Place, Verification, check_units, fault
@@ -44,12 +43,12 @@ def mend(request: Request, place: Place) -> RunReport:
 
 
 def _mend_finished(request: Request, place: Place) -> RunReport:
-    settled = rejoined(request, place.file, place.root)
+    settled = rejoined(request, place.file, place.root, checked=True)
     bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
     state, _ = state_of(place.root, place.file, place.spec, bad)
     broken = np.flatnonzero(state.status < DONE).tolist()
     with (
-        open_pool(request.draft, request.functions, request.source) as pool,
+        calling(request) as pool,
         _beside(request, place) as site,
     ):
         _mend_metadata(place, site)
@@ -61,7 +60,7 @@ def _mend_unfinished(request: Request, place: Place) -> RunReport:
     settled = rejoined(request, place.file, place.root)
     bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
     state, _ = state_of(place.root, place.file, place.spec, bad)
-    with open_pool(request.draft, request.functions, request.source) as pool:
+    with calling(request) as pool:
         numbers = _failed_or_bad(place, state)
         if not numbers and state.n_done < place.file.n_regions:
             left = np.flatnonzero(state.status < DONE).tolist()

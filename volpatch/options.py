@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from volpatch.errors import SettingError
@@ -60,9 +61,22 @@ class JobOptions(BlendOptions, total=False):
     workers: int | None  # default: one per core
     backend: str  # "threads" (default) or "processes"
     calls: int | None  # simultaneous calls of the function per process
-    version: str | None  # of the function, where its source does not tell: another one, other bytes
+    version: str | None  # of the function: compared in place of its code and what it carries
     depends: Sequence[str] | None  # files that the function reads, such as a model's weights
     fingerprint: str  # of the input's files: "sample" (default) of 1,000, or "full"
+
+
+def plain(value: Any) -> Any:
+    """A setting with the numbers of NumPy in it made Python's own; arrays are left alone.
+
+    >>> plain({"fill": np.float32(2), "chunks": (np.int64(8), 4)})
+    {'fill': 2.0, 'chunks': (8, 4)}
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return {name: plain(each) for name, each in value.items()} if type(value) is dict else value
 
 
 def check_names(given: Iterable[str], known: type) -> None:

@@ -149,6 +149,8 @@ class Plan:
     resident, parent : bytes that a worker's interpreter, and that of the process that
         started it, were seen to hold; 0 before a trial.
     mask : how the cells of a mask lie on the volume.
+    incomparable : what the functions carry that another process could not compare, so that
+        it could not go on with the run.
     words : the arguments that the plan was made of.
     """
 
@@ -170,6 +172,7 @@ class Plan:
     resident: int = 0
     parent: int = 0
     mask: str | None = None
+    incomparable: tuple[str, ...] = ()
     words: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     # -- regions ---------------------------------------------------------------------
@@ -419,6 +422,11 @@ class Plan:
             f"          {self.running} x {show_bytes(self.peak_per_worker)} "
             f"+ {show_bytes(self.interpreters)} interpreters",
         ]
+        if self.incomparable:
+            lines += [
+                f"resume    not after a kill: {some(self.incomparable)} cannot be compared;",
+                "          version=TEXT, which replaces the comparison, would help",
+            ]
         if not short:
             for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
                 note = " (assumed)" if term == "function" and self.func_memory is None else ""
@@ -447,6 +455,7 @@ class Plan:
             "peak_bytes_per_worker": self.peak_per_worker,
             "memory_bytes_per_worker": self.memory,
             "interpreter_bytes": self.interpreters,
+            "incomparable": list(self.incomparable),
             "memory_limit_bytes": self.memory_limit,
         }
 
@@ -463,6 +472,16 @@ def _largest_pieces(pieces: Sequence[AxisPieces]) -> list[int]:
 
 def _sizes(dims: Sequence[str], shape: Sequence[int]) -> str:
     return " ".join(f"{d}={n}" for d, n in zip(dims, shape, strict=True))
+
+
+def some(places: Sequence[str], most: int = 3) -> str:
+    """A few of them in words.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(places) - most} more" if len(places) > most else ""
+    return f"{', '.join(places[:most])}{more}"
 
 
 def times(shape: Sequence[int]) -> str:

@@ -242,7 +242,7 @@ def _name_of(function: Any) -> str | None:
     if function is None or isinstance(function, str):
         return function
     return (
-        function.target
+        function.short_target
         if isinstance(function, FunctionSpec)
         else getattr(function, "__qualname__", type(function).__name__)
     )

@@ -11,9 +11,12 @@ bad later are one thing.
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from volpatch import machine
 from volpatch.errors import RunError, SettingError, TargetError
 from volpatch.functions import FunctionSpec
 from volpatch.gone import GoneReader, remembered
-from volpatch.identity import identity
+from volpatch.identity import Carried, identity
 from volpatch.inputs import (
     Looks,
     changed_files,
@@ -35,7 +38,7 @@ from volpatch.inputs import (
     watched,
 )
 from volpatch.ledger import DONE, PlanFile, Reader
-from volpatch.planner import Plan
+from volpatch.planner import Plan, some
 from volpatch.planning import asked_region, fitted, target_spec
 from volpatch.pools import Pool, open_pool
 from volpatch.progress import Progress
@@ -48,7 +51,21 @@ from volpatch.storage.source import Source
 from volpatch.storage.target import Site, TargetSpec, WorkTree
 from volpatch.work import Functions, Job, Trial
 
+_VERSION = "give version=TEXT from the start, which replaces the comparison"
 _RESULT = ("result_dtype", "channels_out", "final_dtype", "final_channels")
+
+
+def warn_of_incomparable(plan: Plan) -> None:
+    """Tell whoever does not look at the plan that the run could not be gone on with."""
+    if not plan.incomparable:
+        return
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+    ours = [str(frame.f_globals.get("__name__")).startswith("volpatch.") for frame in frames]
+    warnings.warn(
+        f"after a kill this run could not be gone on with, as {some(plan.incomparable)} cannot "
+        f"be compared with what another process has; {_VERSION}",
+        stacklevel=[*ours, False].index(False) + 1,  # of whoever called volpatch
+    )
 
 
 @dataclass
@@ -58,6 +75,7 @@ class Request:
     Attributes
     ----------
     draft : the plan as far as the user's words make it.
+    carried : what the functions were before any call.
     overwrite : start over, and replace an earlier output when the new one is complete; for a
         part only the latter.
     part : (i, n): every n-th region, from i on.
@@ -67,12 +85,13 @@ class Request:
     functions: Functions
     source: Source
     work: WorkTree
+    carried: Carried
     overwrite: bool = False
     part: tuple[int, int] | None = None
     retries: int = 0
     fail_fast: bool = False
     progress: str = "none"
-    announce: Callable[[Plan], None] = lambda plan: None
+    announce: Callable[[Plan], None] = warn_of_incomparable
     begin: float = field(default_factory=time.perf_counter)
 
     @property
@@ -118,15 +137,8 @@ class Request:
         elif region is not None:
             plan = replace(plan, region=region)
         spec = target_spec(plan, self.source)
-        functions = self.functions
         source, looks = self.look()
-        words = identity(
-            plan,
-            spec,
-            (functions.function, functions.setup, functions.finalize),
-            functions.holes,
-            source,
-        )
+        words = identity(plan, spec, self.carried, self.functions.holes, source)
         recipe = plan.recipe
         layout = {
             "regions": plan.n_regions,
@@ -137,9 +149,21 @@ class Request:
             "resident": trial.resident,
             "input": looks,
             "volume": remembered(self.source),
+            "depends": self.carried.depends,
         }
         file = PlanFile(words, layout, _job_words(plan))
         return Settled(plan, spec, file, looks)
+
+
+@contextmanager
+def calling(request: Request) -> Iterator[Pool]:
+    """Workers that call the functions; what calls change in them makes no other job."""
+    try:
+        with open_pool(request.draft, request.functions, request.source) as pool:
+            yield pool
+    finally:
+        if request.draft.backend == "threads":  # processes have copies
+            request.carried.called()
 
 
 @dataclass(frozen=True)
@@ -192,7 +216,14 @@ def _known(draft: Plan, file: PlanFile) -> Trial:
     return Trial(recipe, file.layout["func_memory"], file.layout["resident"], 0.0)
 
 
-def rejoined(request: Request, there: PlanFile, root: Path, *, finished: bool = False) -> Settled:
+def rejoined(
+    request: Request,
+    there: PlanFile,
+    root: Path,
+    *,
+    finished: bool = False,
+    checked: bool = False,
+) -> Settled:
     """The settled plan that another process, or an earlier run, has made.
 
     Parameters
@@ -200,6 +231,7 @@ def rejoined(request: Request, there: PlanFile, root: Path, *, finished: bool = 
     there : the plan that was found.
     root : of the output that it was found in.
     finished : whether that one is complete, and will be left as it is.
+    checked : whether all that is written must come out with a checksum that is known.
 
     Raises
     ------
@@ -217,6 +249,12 @@ def rejoined(request: Request, there: PlanFile, root: Path, *, finished: bool = 
     settled = request.settled(_known(draft, there), region if fits else None, finished=finished)
     place = request.work.folder if root == request.work.data else root
     there.check_same(settled.file, place, finished=finished)
+    if request.carried.incomparable and not checked:
+        raise TargetError(
+            f"{str(place)!r} holds a run that nobody can tell to be the same: "
+            f"{some(request.carried.incomparable)} cannot be compared with what it was then. Start "
+            f"over with --overwrite (overwrite=True), and {_VERSION}"
+        )
     asked = asked_region(draft)
     if not finished and asked is not None and asked != region:
         raise TargetError(
@@ -267,6 +305,11 @@ def execute(request: Request) -> RunReport:
     """
     machine.forget_peak()
     work, part = request.work, request.part
+    if part is not None and part[1] > 1 and request.carried.incomparable:
+        raise SettingError(
+            f"parts must be seen to be of the same function, but "
+            f"{some(request.carried.incomparable)} cannot be compared; {_VERSION}"
+        )
     with work.publishing():
         work.restore()
         if not request.overwrite:
@@ -279,7 +322,7 @@ def execute(request: Request) -> RunReport:
         raise request.source.reader.error
     check_target(work.target, overwrite=work.may_replace, source_path=request.source.path)
     settled = None if there is None else rejoined(request, there, work.data)
-    with open_pool(request.draft, request.functions, request.source) as pool:
+    with calling(request) as pool:
 
         def rest() -> RunReport:
             mine = settled
