@@ -431,7 +431,10 @@ def test_a_finished_output_is_mended_also_by_what_cannot_be_compared(here):
 def test_the_command_says_it_too(here, monkeypatch, capfd):
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.chdir(here)
-    text = "import threading\nlock = threading.Lock()\ndef f(p):\n    with lock: return p * 1.0\n"
+    text = (
+        "print('loaded')\nimport threading\nlock = threading.Lock()\n"
+        "def f(p):\n    with lock: return p * 1.0\n"
+    )
     (here / "code_with_lock.py").write_text(text)
     words = ("in.zarr", "out.zarr", "--apply", "code_with_lock.py:f", "--patch", "4")
     says = "resume    not after a kill: function.globals.lock (_thread.lock) cannot be compared"
@@ -439,6 +442,7 @@ def test_the_command_says_it_too(here, monkeypatch, capfd):
         assert cli.execute([command, *words]) == 0
         out, err = capfd.readouterr()
         assert says in out
+        assert "loaded" not in out
         assert "Warning" not in err
     # of a module that is on another machine nothing is known
     assert cli.execute(["plan", "in.zarr", "--apply", "not_here.models:f", "--patch", "4"]) == 0
@@ -558,6 +562,38 @@ def test_values_that_are_alike_are_not_told_apart():
     assert words([shared, shared]) == words([[1, 2], [1, 2]])
     assert words(by_closure(1)) == words(by_closure(1))
     assert words(np.random.default_rng(1)) == words(np.random.default_rng(1))
+
+
+def test_tensors_are_compared_by_their_values(monkeypatch):
+    class Tensor:
+        """As much of torch's as is asked for."""
+
+        def __init__(self, values):
+            self.values, self.lock = np.asarray(values), threading.Lock()
+            self.shape, self.dtype = self.values.shape, f"torch.{self.values.dtype}"
+
+        def detach(self):
+            return self
+
+        cpu = contiguous = detach
+
+        def flatten(self):
+            return Tensor(self.values.ravel())
+
+        def view(self, dtype):
+            return Tensor(self.values.view(dtype))
+
+        def numpy(self):
+            return self.values
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(Tensor=Tensor, uint8="u1"))
+    kinds = [np.float32(1), [1.0], [2.0], [[1.0]], [1], [True]]
+    found = [words(Tensor(values)) for values in kinds]
+    assert [incomparable for _, incomparable in found] == [[]] * len(kinds)
+    assert len({text for text, _ in found}) == len(kinds)
+    assert words(Tensor([1.0])) == words(Tensor([1.0]))
+    monkeypatch.delattr(Tensor, "view")  # one of a kind that has no values of its own
+    assert words(Tensor([1.0]))[1][0].endswith("Tensor)")
 
 
 def test_circles_and_depths_come_to_an_end():

@@ -341,10 +341,12 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
     from volpatch import api, job
 
     level, func, finalize, options = _split(words)
-    planned = api.plan(source, target, level=level, func=func, finalize=finalize, **options)
-    if save is not None:
-        job.save(planned, save)
-    click.echo(json.dumps(job.to_json(planned), indent=2) if form == "json" else planned.explain())
+    with _result_stream() as result:  # a function's file may print while it is imported
+        planned = api.plan(source, target, level=level, func=func, finalize=finalize, **options)
+        if save is not None:
+            job.save(planned, save)
+        text = json.dumps(job.to_json(planned), indent=2) if form == "json" else planned.explain()
+        print(text, file=result)
     if save is not None:
         click.echo(f"saved {save}", err=True)
 
