@@ -227,6 +227,17 @@ def test_a_run_goes_on_with_the_same_function_and_no_other(here, kind):
     begin(here, make(2))
 
 
+def test_of_another_function_altogether_the_name_is_told_and_not_all_it_is_made_of(here):
+    begin(here, by_class_attribute(1))
+    with pytest.raises(TargetError) as caught:
+        run(here, by_other_method(1))
+    told = str(caught.value).partition(ANOTHER)[2].partition(". Ask")[0].split("; ")
+    assert [field.split(" was ")[0] for field in told] == [
+        "function.target",
+        "output.attributes.function",
+    ]
+
+
 @pytest.mark.parametrize("name", ["finalize", "skip", "setup"])
 def test_functions_beside_the_function_are_compared_alike(here, name):
     def go(k):

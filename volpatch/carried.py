@@ -5,8 +5,9 @@
     globals   that the code names, and the functions among them, within its own file or `__main__`
     others    functions of other files by name and code, what is installed or built in by name
 
-Nothing is called but ways of pickling, and no address, no `repr`, no order of a set gets in. What has no content
-that could be compared (a lock, an open file, a generator) is named, so that it can be told.
+Nothing is called but ways of pickling, and no address, no `repr`, no order of a set gets in.
+What has no content that could be compared (a lock, an open file, a generator) is named, so that
+it can be told.
 """
 
 from __future__ import annotations

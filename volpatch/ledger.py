@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ PLAN = "plan.json"
 RECORDS = "records"
 _LOG = ".log"
 FORMAT = 1
+FUNCTIONS = ("function", "setup", "finalize", "skip")
 INPUT = "source.data"  # how the input's files look: compared file by file (see volpatch.inputs)
 MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY = range(6)
 STATES = ("missing", "started", "failed", "done", "skipped", "empty")
@@ -149,12 +150,17 @@ class PlanFile:
         """Fields in which another plan differs, old against new; the input's files apart."""
         mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
         files = dict(flat({"depends": other.layout.get("depends")}))
+        unlike = {
+            name
+            for name in {*mine, *theirs} - {INPUT}
+            if canonical(mine.get(name)) != canonical(theirs.get(name))
+        }
         return [
             f"{name}{f' ({files[name]})' if name in files else ''} was "
             f"{_shown(mine.get(name), theirs.get(name))} and is now "
             f"{_shown(theirs.get(name), mine.get(name))}"
-            for name in sorted({*mine, *theirs} - {INPUT})
-            if canonical(mine.get(name)) != canonical(theirs.get(name))
+            for name in sorted(unlike)
+            if not _goes_without_saying(name, unlike)
         ]
 
     def check_same(self, wanted: PlanFile, place: Path, *, finished: bool = False) -> None:
@@ -171,6 +177,18 @@ class PlanFile:
                 f"{str(place)!r} holds a run of another plan: {'; '.join(differences)}. Ask for "
                 f"the same again to go on with it, or start over with --overwrite (overwrite=True)"
             )
+
+
+def _goes_without_saying(name: str, unlike: Collection[str]) -> bool:
+    """Whether a field tells what a function is made of, and another one was given altogether."""
+    parts = name.split(".")
+    if parts[0] not in FUNCTIONS:
+        return False
+    return any(
+        part not in ("target", "parameters", "factory")
+        and ("version" in unlike or ".".join([*parts[:depth], "target"]) in unlike)
+        for depth, part in enumerate(parts[1:], 1)
+    )
 
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # a SHA-256, of which a part is shown
