@@ -80,8 +80,8 @@ FIELDS = {
     ),
     "nan": ({}, {"nan": "omit"}, r"nan was \"propagate\" and is now \"omit\""),
     "reduce": ({}, {"reduce": "max"}, r"reduce was \"mean\" and is now \"max\""),
-    "mask": ({"mask": MASK, "fill": 0}, {"mask": OTHER_MASK}, r"mask was \[\[24.*is now \[\[24"),
-    "mask at all": ({"fill": 0}, {"mask": MASK}, r"mask was nothing and is now \[\[24, 24, 24\]"),
+    "mask": ({"mask": MASK, "fill": 0}, {"mask": OTHER_MASK}, r"mask was \[+24.*is now \[+24"),
+    "mask at all": ({"fill": 0}, {"mask": MASK}, r"mask was nothing and is now \[+24, 24, 24\]"),
     "skip": ({"skip": 1, "fill": 0}, {"skip": 2}, r"skip was 1 and is now 2"),
     "roi": ({}, {"roi": "z=1:"}, r"roi was \[\[0, 0, 0\], .* and is now \[\[1, 0, 0\]"),
     "channel_axis": (

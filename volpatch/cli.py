@@ -346,7 +346,7 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
         if save is not None:
             job.save(planned, save)
         text = json.dumps(job.to_json(planned), indent=2) if form == "json" else planned.explain()
-        print(text, file=result)
+        result.tell(text)
     if save is not None:
         click.echo(f"saved {save}", err=True)
 
