@@ -152,3 +152,35 @@ def test_ends_of_weight_zero_let_nothing_in(tmp_path):
     np.testing.assert_array_equal(open_volume(tmp_path / "out.zarr").values, wanted)
     with pytest.raises(FunctionError, match=r"patch \(0, 0\) .* at voxel \(0, 0\)"):
         map_patches(lambda p: p * np.nan, image, 4, nan="raise", **options)
+
+
+@pytest.mark.parametrize("window", ["hann", "crop"])
+@pytest.mark.parametrize("grid", [PatchGrid((10, 11), 4, 5), PatchGrid((12, 13), 5, 3)])
+def test_a_last_patch_that_is_pulled_back_is_the_same_on_every_path(tmp_path, grid, window):
+    image = distinct(grid.shape)
+    options = {"stride": grid.stride, "window": window, "fill": -1}
+
+    def function(patch):
+        return patch * np.float32(0.5) + patch.flat[0]
+
+    wanted = map_patches(function, image, grid.patch, **options)
+    for chunks in (1, 4, 7):
+        lazy = map_patches(function, da.from_array(image, chunks=chunks), grid.patch, **options)
+        np.testing.assert_array_equal(lazy.compute(), wanted)
+    patches = extract(image, grid)
+    made = patches * np.float32(0.5) + patches[..., :1, :1]
+    np.testing.assert_array_equal(merge(made, grid, window=window, fill=-1), wanted)
+    lattice = da.from_array(made, chunks=(1, 1, *grid.patch))
+    np.testing.assert_array_equal(merge(lattice, grid, window=window, fill=-1).compute(), wanted)
+    merger = Merger(grid, window=window, fill=-1)
+    for index, box in enumerate(grid):
+        merger.add(index, function(image[box.slices]))
+    np.testing.assert_array_equal(merger.result(), wanted)
+    to_zarr(image, tmp_path / "in.zarr", chunks=4)
+    words = {**options, "patch": grid.patch, "chunks": (4, 4), "region": (4, 4)}
+    run(function, tmp_path / "in.zarr", tmp_path / "out.zarr", **words)
+    np.testing.assert_array_equal(open_volume(tmp_path / "out.zarr").values, wanted)
+    uncovered = np.ones(grid.shape, bool)
+    for box in grid:
+        uncovered[box.slices] = False
+    np.testing.assert_array_equal(wanted == -1, uncovered)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from tests.test_blending import WEIGHTED, distinct, identity, problems
 from volpatch import (
+    IncompleteError,
     PatchGrid,
     SettingError,
     SourceError,
+    TargetError,
     map_patches,
     open_volume,
     plan,
@@ -326,3 +328,20 @@ def test_a_mask_that_is_not_there_is_named(tmp_path):
     to_zarr(distinct((8, 8, 8)), tmp_path / "in.zarr", chunks=8)
     with pytest.raises(SourceError, match=r"no such volume: .*gone.zarr"):
         plan(tmp_path / "in.zarr", mask=tmp_path / "gone.zarr", patch=4)
+
+
+def test_the_same_mask_in_another_place_is_another_job(tmp_path):
+    volume = distinct((13, 8, 8))
+    to_zarr(volume, tmp_path / "in.zarr", chunks=8)
+    options = {"patch": 4, "fill": 0, "mask": np.ones((4, 8, 8), "u1")}
+    first = float(volume[0, 0, 0])
+
+    def fail(patch):
+        if patch[0, 0, 0] == first:
+            raise ValueError("the sun is too high")
+        return patch
+
+    with pytest.raises(IncompleteError):
+        run(fail, tmp_path / "in.zarr", tmp_path / "out.zarr", **options)
+    with pytest.raises(TargetError, match=r"mask was .*\"3\", \"4\".* and is now .*\"4\""):
+        run(fail, tmp_path / "in.zarr", tmp_path / "out.zarr", mask_factor=(4, 1, 1), **options)

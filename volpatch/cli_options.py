@@ -131,8 +131,8 @@ GRID: OptionTable = {
         ("--reduce", "mean|sum|max|min", "Of all values at a voxel; mean blends.  [mean]"),
     ],
     "Skipping": [
-        ("--mask", "PATH", "Skip patches in which this volume, as large or coarser, is zero."),
-        ("--mask-factor", "N[,N…]", "Voxels of a mask's cell.  [its own place tells, or the plan]"),
+        ("--mask", "PATH", "Skip patches where this volume, maybe coarser, is 0."),
+        ("--mask-factor", "N[,N…]", "Voxels of a cell of the mask.  [the plan tells]"),
         ("--skip-below", "X", "Skip patches whose largest value is below X."),
     ],
     "Volume": [
