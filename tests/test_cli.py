@@ -351,11 +351,12 @@ def test_overwriting_is_asked_for(ask, folder):
     args = ("run", "in.tif", "out.zarr", "--apply", "identity", "--patch", 16)
     assert ask(*args)[0] == 0
     before = tree(folder)
-    code, out, err = ask(*args)
+    other = (*args, "--overlap", 4)
+    code, out, err = ask(*other)
     assert (code, out) == (3, "")
-    assert "--overwrite" in err
+    assert "pass --overwrite" in err
     assert tree(folder) == before
-    assert ask(*args, "--overwrite")[0] == 0
+    assert ask(*other, "--overwrite")[0] == 0
 
 
 # -- what is refused: what, why, what to do; nothing is written -------------------------------

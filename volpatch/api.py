@@ -171,26 +171,25 @@ def run(
     """
     if (func is None) == (setup is None):
         raise SettingError("give one of func and setup: the function, or what makes it")
-    check_ending(target)
-    return execute(
-        make_request(
-            func,
-            _present(source, level, options.get("missing", "auto"), series, target),
-            target,
-            level=level,
-            series=series,
-            setup=setup,
-            finalize=finalize,
-            overwrite=overwrite,
-            part=part,
-            retries=retries,
-            fail_fast=fail_fast,
-            durability=durability,
-            progress=progress,
-            announce=announce,
-            options=options,
-        )
+    request = make_request(
+        func,
+        _present(source, level, options.get("missing", "auto"), series, target),
+        target,
+        level=level,
+        series=series,
+        setup=setup,
+        finalize=finalize,
+        overwrite=overwrite,
+        part=part,
+        retries=retries,
+        fail_fast=fail_fast,
+        durability=durability,
+        progress=progress,
+        announce=announce,
+        options=options,
     )
+    check_ending(target)
+    return execute(request)
 
 
 def _present(
