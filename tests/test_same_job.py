@@ -538,6 +538,19 @@ class Chosen:
         return {"k": self.k}
 
 
+class Stubborn:
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("no")
+
+
+class Proxy:
+    """Stands for what is not there yet, as lazy proxies do."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("not yet")
+
+
 DIFFERENT = [
     *(1, 1.0, True, "1", None, 0.0, -0.0, float("nan"), 2**70, 1j, b"1", bytearray(b"1"), ...),
     *([1], (1,), {1}, frozenset({1}), {1: 1}, {"1": 1}, range(1), slice(1), [[1]], [1, 1]),
@@ -630,11 +643,16 @@ def test_circles_and_depths_come_to_an_end():
         (sys.__stdout__, "_io.TextIOWrapper"),
         (np.frompyfunc(abs, 1, 1), "numpy.ufunc"),
         (threading.local(), "_thread._local"),
+        (Stubborn(), "tests.test_same_job.Stubborn"),
     ],
 )
 def test_what_has_no_content_is_named(value, kind):
     assert words(value)[1] == [f"function.closure.value ({kind})"]
     assert words({"a": [1, value]})[1] == [f"function.closure.value['a'][1] ({kind})"]
+
+
+def test_what_does_not_even_tell_its_class_is_named():
+    assert words(Proxy())[1] == ["function.closure.value (tests.test_same_job.Proxy)"]
 
 
 def test_only_what_the_code_names_is_looked_at():

@@ -129,7 +129,7 @@ class Walk:
         """What a function that the user gave is made of; its own file is followed anyhow."""
         try:
             words = self._look(function, None, root=True)
-        except RecursionError:
+        except Exception:  # of the user's own ways of pickling, or of a proxy
             words = self._cannot(function)
         return words if "target" in words else {"target": _name(function), **words}
 
@@ -151,7 +151,10 @@ class Walk:
         self._place.append(place)
         self._open[id(value)] = level = len(self._open)
         try:
-            words = self._cannot(value) if level > DEEPEST else self._look(value, among)
+            try:
+                words = self._cannot(value) if level > DEEPEST else self._look(value, among)
+            except Exception:
+                words = self._cannot(value)
             if level >= NAMED_LEVELS:
                 words = _short(words)
             self._seen[key] = value, words
@@ -226,7 +229,10 @@ class Walk:
             mask, fill = np.ma.getmaskarray(value), np.asarray(value.fill_value)
             words += [self.array(mask), self.array(fill)]
         elif type(value) not in (np.ndarray, np.memmap):
-            words += [_name(type(value)), self._named(sorted(vars(value).items()))]
+            words += [
+                _name(type(value)),
+                self._named(sorted(getattr(value, "__dict__", {}).items())),
+            ]
         return {"array": words}
 
     def _values(self, plain: NDArray[Any]) -> Words:
@@ -342,19 +348,16 @@ class Walk:
         kind = type(value)
         if kind.__module__.startswith("numba.") and hasattr(value, "__wrapped__"):
             return self._compiled(value)
-        try:
-            if isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ())):
-                return self._tensor(value)
-            reduce = copyreg.dispatch_table.get(kind)
-            with warnings.catch_warnings(action="ignore"):  # itertools will lose it
-                made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
-            if isinstance(made, str):
-                return self._found(value, made)
-            function, args, state, items, pairs = (*made, None, None, None)[:5]
-            # these are iterators, which come once
-            items, pairs = (None if each is None else list(each) for each in (items, pairs))
-        except Exception:  # of the user's own ways of pickling
-            return self._cannot(value)
+        if isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ())):
+            return self._tensor(value)
+        reduce = copyreg.dispatch_table.get(kind)
+        with warnings.catch_warnings(action="ignore"):  # itertools will lose it
+            made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        if isinstance(made, str):
+            return self._found(value, made)
+        function, args, state, items, pairs = (*made, None, None, None)[:5]
+        # these are iterators, which come once
+        items, pairs = (None if each is None else list(each) for each in (items, pairs))
         words = {"target": _name(kind), "state": self._state(state)}
         words["class"] = self._look(kind, None, root=True) if root else self.value(kind, "", among)
         plainly = function is copyreg.__newobj__  # type: ignore[attr-defined]
