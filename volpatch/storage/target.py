@@ -271,7 +271,8 @@ class WorkTree:
     @contextmanager
     def unused(self) -> Iterator[None]:
         """Refuse to go on while a run of this machine is at work in the tree, or beside it."""
-        with self.mending(), self._locked(self.folder / MARKER, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        # in this order: who is refused here must not keep the other from publishing meanwhile
+        with self._locked(self.folder / MARKER, fcntl.LOCK_EX | fcntl.LOCK_NB), self.mending():
             yield
 
     @contextmanager
