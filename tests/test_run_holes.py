@@ -64,6 +64,30 @@ def test_skip_by_number_and_omitted_nans(stored):
     )
 
 
+def test_what_is_filled_in_is_not_counted_as_clipped(stored):
+    folder, volume, _ = stored
+
+    def halved(block):
+        return block * np.float32(0.5)
+
+    options = {"patch": 8, "stride": 8, "edge": "drop", "fill": -3, "dtype": "int32"}
+    report = run(
+        np.sqrt,
+        folder / "in.zarr",
+        folder / "out.zarr",
+        mask=folder / "mask.zarr",
+        finalize=halved,
+        **options,
+    )
+    assert report.stats.clipped == 0
+    got = open_volume(folder / "out.zarr").values
+    assert (got[36:] == -3).all()
+    assert (got[:4, :4, :4] == -3).all()
+    np.testing.assert_array_equal(
+        got[8:16, 8:16, 8:16], np.rint(np.sqrt(volume) / 2)[8:16, 8:16, 8:16]
+    )
+
+
 def test_where_a_whole_region_is_skipped_nothing_is_read(stored, monkeypatch):
     folder, _, _ = stored
     mask = np.zeros((1, 1, 1), bool)

@@ -261,7 +261,18 @@ class Blender:
                 f"but {recipe.final_channels} of {recipe.final_dtype} before; it must be the same "
                 f"for every block"
             )
-        return block
+        del given  # before another copy is made
+        return self._without_gaps(block, start, bare)
+
+    def _without_gaps(self, block: Array, start: int, bare: Array | None) -> Array:
+        """A block with 0 where `fill` comes, so that no NaN there counts as clipped."""
+        if block.dtype.kind != "f" or self.recipe.out_dtype.kind == "f":
+            return block
+        gaps = self._gaps(start, block.shape[1])
+        gone = np.zeros(block.shape[1:], bool) if gaps is None else gaps
+        if bare is not None:
+            gone = gone | bare.all(axis=0)
+        return np.where(gone, block.dtype.type(0), block) if gone.any() else block
 
     def _fill(self, out: Array, start: int, bare: Array | None) -> None:
         """Put `fill` where no patch of the grid comes, or none that comes has a value."""
