@@ -24,6 +24,7 @@ ROOMS = (
         "storage",
         "ops",
         "functions",
+        "soundness",
         "ledger",
         "flight",
         "work",

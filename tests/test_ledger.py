@@ -485,7 +485,7 @@ def histories(draw):
     region = st.integers(-1, 4)
     event = st.one_of(
         st.fixed_dictionaries({"kind": st.just("start"), "region": region}),
-        st.fixed_dictionaries({"kind": st.just("failed"), "region": region}),
+        st.fixed_dictionaries({"kind": st.just("failed"), "region": region, "error": st.text()}),
         st.fixed_dictionaries(
             {
                 "kind": st.just("done"),
@@ -552,7 +552,7 @@ def test_the_state_of_regions_is_that_of_all_whole_lines(history, data):
     assert state.n_done == np.count_nonzero(state.status >= DONE)
 
 
-@given(st.lists(events, max_size=6), st.data())
+@given(st.lists(events.map(lambda event: {**event, "kind": "log"}), max_size=6), st.data())
 @settings(max_examples=25)
 def test_records_are_read_once_however_they_arrive(found, data):
     content = b"".join(map(encode_line, found))

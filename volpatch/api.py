@@ -338,16 +338,18 @@ def retry(
             f"{str(place.target)!r} was made with a mask or a window that is an object, so the "
             f"run cannot be repeated from its records; call volpatch.run as before, which goes on"
         )
+    jobs.check(job, f"the plan of {str(place.target)!r}")
     given = {"function": func, "setup": setup, "finalize": finalize}
     for name in ("function", "finalize"):
         if given[name] is None and job[name] is not None:
             given[name] = FunctionSpec.from_json(job[name])
     for name, value in given.items():
-        if value is None and made_of[name] is not None:
+        if value is None and (made := made_of.get(name)) is not None:
             word = "func" if name == "function" else name
+            shown = made.get("target") if isinstance(made, dict) else made
             raise SettingError(
                 f"{str(place.target)!r} was made with a {name} given as an object, "
-                f"{made_of[name]['target']}; pass the same one to volpatch.retry as {word}="
+                f"{shown}; pass the same one to volpatch.retry as {word}="
             )
     # what was measured or chosen then is in the plan, or is to suit this machine
     settled_there = dict.fromkeys(("region", "func_memory", "memory_limit", "workers"))

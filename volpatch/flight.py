@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from volpatch.recipe import Recipe
 from volpatch.region import Call, Place
+from volpatch.soundness import is_note
 from volpatch.storage.files import open_file
 
 _PREFIX = "flight-"
@@ -75,7 +76,8 @@ def in_flight(folder: Path, process: int | None = None) -> Iterator[dict[str, An
     with suppress(OSError):
         for name in sorted(os.listdir(folder)):
             if name.startswith(wanted):
-                with suppress(OSError, ValueError):
+                with suppress(OSError, ValueError, RecursionError):
                     with open_file(folder / name) as file:
-                        note = json.loads(file.read())
-                    yield {name: note[name] for name in ("region", "patch", "start", "stop")}
+                        note = json.loads(file.read(2 * _WIDTH))
+                    if is_note(note):
+                        yield {name: note[name] for name in ("region", "patch", "start", "stop")}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,8 @@ def depends_of(options: Mapping[str, Any]) -> list[str]:
     """Absolute paths of the files that the function reads, in the order given."""
     given = options.get("depends") or ()
     paths = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(paths, Sequence) or not all(isinstance(p, str | os.PathLike) for p in paths):
+        raise SettingError(f"depends must be paths of files; got {given!r}")
     return [os.path.abspath(path) for path in paths]
 
 

@@ -169,10 +169,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SettingError(
             f"{name!r} is no job file of this volpatch; `volpatch plan … -o {name}` makes one"
         )
+    check(job, repr(name))
+    return dict(job)
+
+
+def check(job: Mapping[str, Any], what: str) -> None:
+    """Refuse a job with fields that cannot be as they are."""
     for key, kinds in _KEYS.items():
         if not isinstance(job.get(key), kinds):
             raise SettingError(
-                f"{name!r} is damaged: its {key!r} is {job.get(key)!r}; plan again to make it anew"
+                f"{what} is damaged: its {key!r} is {job.get(key)!r}; plan again to make it anew"
             )
     check_names(job["options"], JobOptions)
-    return dict(job)

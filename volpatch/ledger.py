@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.errors import RunError, TargetError
+from volpatch.soundness import bad_field, is_event
 from volpatch.storage.files import open_file
 from volpatch.storage.puts import Puts, disk_errors, patiently
 
@@ -131,6 +132,11 @@ class PlanFile:
                 f"the plan {str(path)!r} is damaged: it no longer matches its own checksum; "
                 f"{_START_OVER}"
             )
+        if (name := bad_field(parts)) is not None:
+            raise TargetError(
+                f"the plan {str(path)!r} is damaged: its {name} cannot be what it says; "
+                f"{_START_OVER}"
+            )
         return cls(**parts)
 
     def create(self, folder: Path, puts: Puts) -> PlanFile:
@@ -226,7 +232,10 @@ def decode_line(line: bytes) -> Event | None:
     text, tab, check = line.rpartition(b"\t")
     if not tab or check != b"%08x\n" % zlib.crc32(text):
         return None
-    event = json.loads(text)
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return event if isinstance(event, dict) else None
 
 
@@ -289,7 +298,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / RECORDS
         self._offsets: dict[str, int] = {}
-        self.damaged = 0  # whole lines that do not match their checksum
+        self.damaged = 0  # whole lines that do not match their checksum, or cannot be true
 
     def __call__(self) -> Iterator[Event]:
         try:
@@ -315,7 +324,7 @@ class Reader:
                     break  # torn, or not yet written to its end
                 self._offsets[name] = offset = offset + len(line)
                 event = decode_line(line)
-                if event is None:
+                if event is None or not is_event(event):
                     self.damaged += 1
                 else:
                     yield event

@@ -16,7 +16,7 @@ from volpatch.errors import GridError, SettingError, SourceError
 from volpatch.fitting import fit
 from volpatch.forms import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.functions import FunctionSpec
-from volpatch.geometry import per_axis
+from volpatch.geometry import per_axis, whole_number
 from volpatch.layout import CHANNELS, SPATIAL, Layout, write_units
 from volpatch.masks import places_of, skips_of
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
@@ -162,7 +162,8 @@ def asked_region(draft: Plan) -> tuple[int, ...] | None:
         return None
     edges = per_axis(by_axis(region, dims, "region"), len(dims), "region")
     return tuple(
-        min(r, -(-n // u) * u) for r, n, u in zip(edges, draft.box.shape, draft.unit, strict=True)
+        min(whole_number(r, "region"), -(-n // u) * u)
+        for r, n, u in zip(edges, draft.box.shape, draft.unit, strict=True)
     )
 
 

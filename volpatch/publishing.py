@@ -41,7 +41,8 @@ def state_of(
     distrusted = set(bad)
 
     def believe(unit: int, size: int) -> bool:
-        return unit not in distrusted and size_is(root, unit_key(spec, unit), size)
+        there = 0 <= unit < spec.n_units and unit not in distrusted
+        return there and size_is(root, unit_key(spec, unit), size)
 
     state, reader = State(file.n_regions, believe), Reader(root / SUFFIX)
     for event in reader():

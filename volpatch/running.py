@@ -255,6 +255,14 @@ def rejoined(
             f"{some(request.carried.incomparable)} cannot be compared with what it was then. Start "
             f"over with --overwrite (overwrite=True), and {_VERSION}"
         )
+    made = (settled.plan.region, settled.plan.n_regions, len(settled.looks))
+    found = (region, there.n_regions, len(there.layout["input"]))
+    if made != found:
+        raise TargetError(
+            f"the plan of {str(place)!r} is damaged: its regions, their number and the number of "
+            f"files of the input are {found} and should be {made}; start over with --overwrite "
+            f"(overwrite=True)"
+        )
     asked = asked_region(draft)
     if not finished and asked is not None and asked != region:
         raise TargetError(

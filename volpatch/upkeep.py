@@ -207,7 +207,8 @@ def status(target: str | os.PathLike[str]) -> Status:
 
 def _calls(place: Place, state: State) -> list[dict[str, Any]]:
     folder = WorkTree(place.target).site.temp
-    return [note for note in in_flight(folder) if not state.is_done(note["region"])]
+    n = place.file.n_regions
+    return [t for t in in_flight(folder) if t["region"] < n and not state.is_done(t["region"])]
 
 
 def _estimate(found: Status, state: State, file: PlanFile) -> None:
@@ -313,7 +314,8 @@ def check_units(place: Place, found: Verification) -> set[int]:
         for event in Reader(place.root / SUFFIX)():
             if event["kind"] != "layer":
                 continue
-            units = [unit for unit in event["units"] if not good[unit[0]]]
+            there = (unit for unit in event["units"] if 0 <= unit[0] < spec.n_units)
+            units = [unit for unit in there if not good[unit[0]]]
             for unit, why in zip(units, threads.map(look, units), strict=True):
                 found.objects += not known[unit[0]]
                 found.bytes += 0 if known[unit[0]] else unit[1]

@@ -98,6 +98,8 @@ class TargetSpec:
         if not all(unit is None or isinstance(unit, str) for unit in self.units):
             raise SettingError(f"units={self.units} must be names of units, or None")
         self._set("dtype", _dtype_name(self.dtype))
+        if not isinstance(self.attributes, dict):
+            raise SettingError(f"attributes={self.attributes!r} must be a dict")
         self._set("attributes", _json_copy(self.attributes))
         self._check_shards()
         channels = dict(zip(self.dims, self.shape, strict=True)).get("c")
@@ -308,7 +310,8 @@ def _reals(name: str, values: Iterable[float], rank: int) -> tuple[float, ...]:
 def _dims(values: Iterable[str], rank: int) -> tuple[str, ...]:
     dims = tuple(values)
     _same_rank("dims", dims, rank)
-    if len(set(dims)) < rank or not all(dims):
+    named = all(isinstance(dim, str) and dim for dim in dims)
+    if not named or len(set(dims)) < rank:
         raise SettingError(f"dims={dims} must be different names, none of them empty")
     return dims
 
