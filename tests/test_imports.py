@@ -11,7 +11,18 @@ import volpatch
 ROOT = Path(volpatch.__file__).parent
 # A room may import those before it. A new module fails until somebody places it here.
 ROOMS = (
-    *("errors", "html", "compiled", "geometry", "window", "forms", "layout", "options", "recipe"),
+    *(
+        "errors",
+        "html",
+        "compiled",
+        "geometry",
+        "window",
+        "forms",
+        "layout",
+        "options",
+        "recipe",
+        "adapt",
+    ),
     *("machine", "planner", "fitting"),
     *(
         "tables",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from volpatch.arrays import extract as extract
     from volpatch.arrays import map_patches as map_patches
     from volpatch.arrays import merge as merge
+    from volpatch.errors import ClippedWarning as ClippedWarning
     from volpatch.errors import FunctionError as FunctionError
     from volpatch.errors import GridError as GridError
     from volpatch.errors import IncompleteError as IncompleteError
@@ -56,6 +57,7 @@ _PLACES = {
     "volpatch.writing": ["to_zarr"],
     "volpatch.geometry": ["Box", "PatchGrid"],
     "volpatch.errors": [
+        "ClippedWarning",
         "FunctionError",
         "GridError",
         "IncompleteError",

@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from volpatch import lazy
-from volpatch.blender import Finalize
+from volpatch.adapt import check_chunks, is_dask, refuse_masked
+from volpatch.blender import Finalize, Stats
 from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis, parse_roi, whole_counts
 from volpatch.geometry import Box, PatchGrid, check_grid
-from volpatch.layout import CHANNELS, Layout, default_dims, distinct_names
+from volpatch.layout import CHANNELS, Layout, default_dims, distinct_names, refuse_beside_grid
 from volpatch.masks import places_of, skips_of
 from volpatch.memory import cut_patches, map_array, merge_box, reader
 from volpatch.options import BlendOptions, Sizes, check_names
 from volpatch.recipe import Recipe, check_dtype
+from volpatch.rounding import warn_clipped
 from volpatch.window import Window, windows_per_axis
 
 Array = NDArray[Any]
@@ -44,12 +46,13 @@ class Labelled:
     @classmethod
     def of(cls, array: Any, what: str) -> Labelled:
         """Take an array apart, or say what was wanted."""
+        refuse_masked(array, f"what {what} was given")
         if hasattr(array, "dims") and hasattr(array, "variable"):
             if is_dask(array.data):
-                lazy.check_chunks(array.data)
+                check_chunks(array.data)
             return cls(array.data, distinct_names(array.dims, what), array)
         if is_dask(array):
-            lazy.check_chunks(array)
+            check_chunks(array)
         if isinstance(array, np.ndarray) or is_dask(array):
             return cls(array, default_dims(array.ndim))
         kind = f"{type(array).__module__}.{type(array).__name__}"
@@ -80,11 +83,6 @@ class Labelled:
         return is_dask(self.data)
 
 
-def is_dask(array: Any) -> bool:
-    """Whether this is a dask array, without importing dask."""
-    return type(array).__module__.startswith("dask.array")
-
-
 def make_grid(
     layout: Layout, patch: Any, stride: Any, overlap: Any, edge: Any, offset: Any
 ) -> PatchGrid:
@@ -95,8 +93,8 @@ def make_grid(
         by_axis(patch, dims, "patch"),
         by_axis(stride, dims, "stride"),
         overlap=by_axis(overlap, dims, "overlap"),
-        edge=by_axis(edge, dims, "edge"),
-        offset=by_axis(offset, dims, "offset"),
+        edge=by_axis("shift" if edge is None else edge, dims, "edge"),
+        offset=by_axis(0 if offset is None else offset, dims, "offset"),
     )
 
 
@@ -117,8 +115,8 @@ def make_recipe(
         patch,
         options.get("stride"),
         options.get("overlap"),
-        options.get("edge", "shift"),
-        options.get("offset", 0),
+        options.get("edge"),
+        options.get("offset"),
     )
     source = check_dtype(source_dtype, "the source's dtype")
     dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
@@ -162,7 +160,7 @@ def map_patches(
         batch axis. It may return extra leading channels, and another dtype. It may write
         into what it is given, which is valid during the call only.
     volume : ndarray, dask array or DataArray
-        Real numbers, any number of axes, (z, y, x) last.
+        Real numbers, any number of axes, (z, y, x) last; a masked array is refused.
     patch : int, sequence of int, or mapping by axis name
         Patch size in voxels; a sequence patches the last axes, a number all of them (z, y
         and x of a DataArray). Every index of the other axes is processed on its own.
@@ -201,6 +199,13 @@ def map_patches(
         Settings that cannot be, before anything is computed.
     FunctionError
         The function raised, or gave back something unusable; names patch and box.
+    SourceError
+        A block of a dask array is of another shape or dtype than it says, or masked.
+
+    Warns
+    -----
+    ClippedWarning
+        Values did not fit `dtype`; tells how many, those of a lazy result block by block.
 
     Examples
     --------
@@ -210,8 +215,6 @@ def map_patches(
     >>> bool(np.allclose(out, image + 1))
     True
     """
-    if isinstance(patch, PatchGrid):
-        raise GridError("map_patches takes sizes: patch=grid.patch, stride=grid.stride, ...")
     given = Labelled.of(volume, "map_patches")
     shape = given.data.shape
     layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
@@ -224,7 +227,9 @@ def map_patches(
     workers = whole_counts(workers, 1, "workers")
     if not given.lazy:
         data = np.asarray(given.data)
-        result: Any = map_array(func, data, layout, recipe, box, finalize, holes, workers)
+        stats = Stats()
+        result: Any = map_array(func, data, layout, recipe, box, finalize, holes, workers, stats)
+        warn_clipped(stats.clipped, result.dtype)
         return _labelled(result, given, layout, box)
     if workers > 1:
         raise SettingError(
@@ -275,8 +280,8 @@ def extract(
     *,
     stride: Sizes | None = None,
     overlap: Any = None,
-    edge: str | Sequence[str] = "shift",
-    offset: Sizes = 0,
+    edge: str | Sequence[str] | None = None,
+    offset: Sizes | None = None,
     pad_mode: str = "reflect",
     pad_value: float = 0,
 ) -> Any:
@@ -287,7 +292,7 @@ def extract(
     volume : ndarray, dask array or DataArray
         (z, y, x) last; leading axes stay in front.
     patch : int, sequence, mapping by axis name, or PatchGrid
-        As for `map_patches`; a grid says the rest, too.
+        As for `map_patches`; a grid has its own stride, overlap, edge and offset.
     stride, overlap, edge, offset, pad_mode, pad_value
         As for `map_patches`.
 
@@ -369,8 +374,7 @@ def grid_over(
     if not isinstance(patch, PatchGrid):
         layout = Layout.of(given.dims, shape, patch, named=given.named)
         return layout, make_grid(layout, patch, stride, overlap, edge, offset)
-    if stride is not None or overlap is not None:
-        raise GridError("the grid says the stride already; give sizes, or a grid alone")
+    refuse_beside_grid(stride=stride, overlap=overlap, edge=edge, offset=offset)
     if tuple(shape[max(0, len(shape) - patch.ndim) :]) != patch.shape:
         raise GridError(
             f"the grid is for a volume of shape {patch.shape}, but the array has shape "
@@ -461,8 +465,10 @@ def merge(
         merged = np.zeros((*counts, *grid.shape), recipe.out_dtype)
         box = Box((0,) * grid.ndim, grid.shape)
         numbers = tuple(range(n) for n in grid.lattice)
+        stats = Stats()
         for place in np.ndindex(counts):
-            merge_box(np.asarray(given.data[place]), recipe, numbers, box, merged[place])
+            merge_box(np.asarray(given.data[place]), recipe, numbers, box, merged[place], stats)
+        warn_clipped(stats.clipped, merged.dtype)
     return _merged(merged, given, lead, grid)
 
 

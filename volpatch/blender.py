@@ -320,6 +320,14 @@ def finalized(finalize: Finalize, recipe: Recipe, block: Array) -> tuple[Array, 
             f"block of shape {given.shape}; it must be an array that keeps the axes {spatial}, "
             f"with at least one channel if any"
         )
+    problem = None
+    if np.ma.isMaskedArray(result):
+        problem = "a masked array; .filled(VALUE) says what masked voxels become"
+    elif result.dtype.kind not in "biuf" or result.dtype.itemsize > 8:
+        problem = f"dtype {result.dtype}; it must be real numbers of up to 64 bits"
+    if problem:
+        raise FunctionError(f"finalize {name_of(finalize)} returned {problem}")
+    result = result.astype(result.dtype.newbyteorder("="), copy=False)
     return result.reshape(-1, *spatial), (channels[0] if channels else None)
 
 

@@ -102,7 +102,11 @@ FUNCTION: OptionTable = {
         ("--finalize", "NAME", "Runs on blended blocks before they are written (threshold, …)."),
         ("--batch-size", "N", "Patches per call, in a leading axis.  [one, without that axis]"),
         ("--channel-axis", "AXIS", "Axis handed whole to the function, such as c."),
-        ("--input-dtype", "DTYPE", "What the function is given.  [the source's]"),
+        (
+            "--input-dtype",
+            "DTYPE",
+            "What the function is given, rounded; what does not fit is an error.  [the source's]",
+        ),
         ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
         ("--version", "TEXT", "Of the function: compared in place of its code."),
         ("--depends*", "FILE", "That it reads, such as weights: another content, another run."),

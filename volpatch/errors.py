@@ -54,6 +54,10 @@ class IncompleteError(RunError):
     exit_code = 4
 
 
+class ClippedWarning(UserWarning):
+    """Values did not fit a result's dtype: they were clipped to it, and NaN became 0."""
+
+
 def said(error: BaseException) -> str:
     """The words of somebody's error, if not too many: they go into messages and records."""
     try:

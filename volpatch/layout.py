@@ -17,7 +17,7 @@ from typing import Any
 
 from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis
-from volpatch.geometry import Box, per_axis
+from volpatch.geometry import Box, PatchGrid, per_axis
 
 SPATIAL = ("z", "y", "x")
 CHANNELS = "c"  # what an axis of channels is called
@@ -35,6 +35,26 @@ def default_dims(ndim: int) -> tuple[str, ...]:
     """
     extra = tuple(f"d{i}" for i in range(ndim - len(POSITIONAL)))
     return (*extra, *POSITIONAL[-ndim:])[-ndim:] if ndim else ()
+
+
+def refuse_grid(patch: Any) -> None:
+    """Refuse a grid where sizes are wanted."""
+    if isinstance(patch, PatchGrid):
+        raise GridError(
+            "patch takes sizes: patch=grid.patch, stride=grid.stride, edge=grid.edge, "
+            "offset=grid.offset; a grid was given"
+        )
+
+
+def refuse_beside_grid(**given: Any) -> None:
+    """Refuse sizes beside a grid, which has its own."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise SettingError(
+            f"{' and '.join(names)} cannot be given beside a grid: stride, overlap, edge and "
+            f"offset are part of the grid that was given; leave them out, or give a patch size "
+            f"instead of a grid"
+        )
 
 
 def distinct_names(dims: Sequence[Any], what: str) -> tuple[str, ...]:
@@ -120,6 +140,7 @@ class Layout:
         A mapping patches the axes it names; a sequence the last axes; one number patches
         z, y and x, or every axis where axes have no names (`named` is False).
         """
+        refuse_grid(patch)
         channel = _channel(channel_axis, dims)
         if channel is not None and shape[channel] == 0:
             raise SettingError(

@@ -13,7 +13,6 @@ itself `map_overlap` would move chunk borders, and results would no longer fit t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,25 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.blender import Finalize
-from volpatch.errors import GridError, SettingError
+from volpatch.adapt import checked
+from volpatch.blender import Finalize, Stats
+from volpatch.errors import GridError
 from volpatch.geometry import AxisGrid, Box, PatchGrid
 from volpatch.layout import Layout
 from volpatch.memory import cut_patches, map_lead, merge_box, reader
 from volpatch.recipe import Recipe
 from volpatch.region import Caller, Holes, learn_made_up
+from volpatch.rounding import warn_clipped
 
 Array = NDArray[Any]
 Chunks = tuple[tuple[int, ...], ...]
-
-
-def check_chunks(array: Any) -> None:
-    """Refuse chunks of unknown size: where a block lies would be unknown."""
-    if any(math.isnan(size) for sizes in array.chunks for size in sizes):
-        raise SettingError(
-            f"the dask array has chunks of unknown size {array.chunks}; "
-            f"array.compute_chunk_sizes() finds them out"
-        )
 
 
 def join(sizes: Sequence[int], enough: Callable[[int, int], bool]) -> tuple[int, ...]:
@@ -134,9 +126,20 @@ class MapBlock:
     def __call__(self, block: Array, block_id: tuple[int, ...] | None = None) -> Array:
         n = self.recipe.grid.ndim
         box, origin = self.blocks.place((block_id or ())[-n:])
-        return map_lead(
-            self.function, block, origin, self.lead, self.recipe, box, self.finalize, self.holes
+        stats = Stats()
+        out = map_lead(
+            self.function,
+            block,
+            origin,
+            self.lead,
+            self.recipe,
+            box,
+            self.finalize,
+            self.holes,
+            stats=stats,
         )
+        warn_clipped(stats.clipped, out.dtype)
+        return out
 
 
 def map_blocks(
@@ -149,7 +152,7 @@ def map_blocks(
 ) -> Any:
     """The blended result of a dask array, (lead..., [channels,] patched...), lazily."""
     recipe = learn_made_up(recipe, Caller(function), finalize)
-    array = array.transpose(layout.order)
+    array = checked(array).transpose(layout.order)
     lead, grid = len(layout.lead), recipe.grid
     first = array.ndim - grid.ndim
     if layout.channel is not None:
@@ -228,6 +231,7 @@ def extract_blocks(array: Any, recipe: Recipe) -> Any:
     if 0 in grid.lattice:
         shape = (*array.shape[:lead], *grid.lattice, *grid.patch)
         return da.zeros(shape, dtype=recipe.source_dtype)
+    array = checked(array)
     depth = [(a.patch - 1 if a.padded > a.size else 0, a.patch - 1) for a in grid.axes]
     sizes = [
         join(
@@ -276,8 +280,10 @@ class MergeBlock:
         box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
         numbers = tuple(range(o, q) for o, q in zip(origin, core.stop, strict=True))
         out = np.empty((*block.shape[: self.lead], *box.shape), self.recipe.out_dtype)
+        stats = Stats()
         for place in np.ndindex(block.shape[: self.lead]):
-            out[place] = merge_box(block[place], self.recipe, numbers, box)
+            out[place] = merge_box(block[place], self.recipe, numbers, box, stats=stats)
+        warn_clipped(stats.clipped, out.dtype)
         return out
 
 
@@ -292,7 +298,7 @@ def merge_blocks(patches: Any, recipe: Recipe) -> Any:
     grid = recipe.grid
     n = grid.ndim
     lead = patches.ndim - 2 * n
-    patches = patches.rechunk({lead + n + i: -1 for i in range(n)})
+    patches = checked(patches).rechunk({lead + n + i: -1 for i in range(n)})
     # a patch reaches over this many patch starts after its own
     depth = [-(-a.patch // a.stride) for a in grid.axes]
     sizes = [

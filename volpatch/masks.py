@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.adapt import refuse_masked
 from volpatch.errors import SettingError
 from volpatch.forms import by_axis
 from volpatch.geometry import per_axis, whole_number
@@ -259,6 +260,7 @@ def placed(
     mask: Any, dims: Sequence[str], what: str, *, named: bool
 ) -> tuple[Any, tuple[Place | None, ...]]:
     """A mask as something that can be sliced along the axes `dims`, and its places there."""
+    refuse_masked(mask, what)
     if isinstance(mask, str | os.PathLike):
         mask = open_source(mask)
     labelled = hasattr(mask, "variable") and hasattr(mask, "dims")

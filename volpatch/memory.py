@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.blender import ArraySink, Blender, Finalize
+from volpatch.blender import ArraySink, Blender, Finalize, Stats
 from volpatch.geometry import Box
 from volpatch.kernels import cut
 from volpatch.layout import Layout
@@ -41,6 +41,7 @@ def map_box(
     finalize: Finalize | None = None,
     holes: Holes | None = None,
     workers: int = 1,
+    stats: Stats | None = None,
 ) -> tuple[Array, Recipe]:
     """The blended result (channels, *box) of a part of a volume, and what was learnt.
 
@@ -49,7 +50,9 @@ def map_box(
     volume : (channels, *extent), every voxel that patches touching `box` need.
     origin : where in the whole volume its first voxel lies.
     workers : threads, each with a slab of the box along the first axis.
+    stats : what was done is added to it.
     """
+    done = Stats() if stats is None else stats
     out: list[Array] = []
 
     def result(known: Recipe) -> Array:
@@ -61,7 +64,7 @@ def map_box(
     source = volume if whole and _can_be_cut(volume, recipe) else reader(volume, origin)
     caller, stop = Caller(function), threading.Event()
 
-    def compute(recipe: Recipe, slab: Box) -> Recipe:
+    def compute(recipe: Recipe, slab: Box) -> Stream:
         first, last = (end - box.start[0] for end in (slab.start[0], slab.stop[0]))
         stream = Stream(
             recipe,
@@ -75,19 +78,20 @@ def map_box(
             stop=stop,
         )
         stream.run()
-        return stream.recipe
+        return stream
 
     slabs = _slabs(recipe, box, workers)
     if len(slabs) == 1:
-        recipe = compute(recipe, box)
-        return out[0], recipe
+        stream = compute(recipe, box)
+        done += stream.stats
+        return out[0], stream.recipe
     recipe = learn_made_up(recipe, caller, finalize)
     result(recipe)
     with ThreadPoolExecutor(len(slabs)) as threads:
         running = [threads.submit(compute, recipe, slab) for slab in slabs]
         try:
             for one in as_completed(running):
-                one.result()
+                done += one.result().stats
         finally:
             stop.set()  # after an error the others need not go on
     return out[0], recipe
@@ -118,6 +122,7 @@ def map_lead(
     finalize: Finalize | None = None,
     holes: Holes | None = None,
     workers: int = 1,
+    stats: Stats | None = None,
 ) -> Array:
     """`map_box` for every index of the first `lead` axes of (lead..., [channels,] *extent).
 
@@ -128,7 +133,9 @@ def map_lead(
     out: Array | None = None
     for place in np.ndindex(counts):
         volume = array[place].reshape(-1, *extent)
-        part, recipe = map_box(function, volume, origin, recipe, box, finalize, holes, workers)
+        part, recipe = map_box(
+            function, volume, origin, recipe, box, finalize, holes, workers, stats
+        )
         if out is None and math.prod(counts) == 1:
             out = part.reshape(*counts, *part.shape)  # no second copy of a large result
             break
@@ -150,6 +157,7 @@ def map_array(
     finalize: Finalize | None = None,
     holes: Holes | None = None,
     workers: int = 1,
+    stats: Stats | None = None,
 ) -> Array:
     """The blended result over `roi`, with the axes (lead..., [channels,] patched...)."""
     box = Box(layout.pick(roi.start, layout.patched), layout.pick(roi.stop, layout.patched))
@@ -159,7 +167,7 @@ def map_array(
     volume = array[tuple(chosen)].transpose(layout.order)
     origin = (0,) * recipe.grid.ndim
     lead = len(layout.lead)
-    return map_lead(function, volume, origin, lead, recipe, box, finalize, holes, workers)
+    return map_lead(function, volume, origin, lead, recipe, box, finalize, holes, workers, stats)
 
 
 def reader(volume: Array, origin: tuple[int, ...]) -> Read:
@@ -206,14 +214,16 @@ def merge_box(
     numbers: tuple[range, ...],
     box: Box,
     result: Array | None = None,
+    stats: Stats | None = None,
 ) -> Array:
     """Blend patches (*lattice part, *patch), those with `numbers` per axis, over `box`.
 
-    `result` is filled in if there is one: (*box.shape), zeros of the output dtype.
+    `result` is filled in if there is one: (*box.shape), zeros of the output dtype; what was
+    done is added to `stats`.
     """
     out = (np.zeros(box.shape, recipe.out_dtype) if result is None else result)[None]
     tables = Tables.of(recipe, box)
-    blender = Blender(recipe, box, tables, ArraySink(out, box))
+    blender = Blender(recipe, box, tables, ArraySink(out, box), stats=stats)
     here = tuple(
         slice(mine.start - there.start, mine.stop - there.start)
         for mine, there in zip(tables.numbers, numbers, strict=True)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from volpatch.adapt import refuse_masked
 from volpatch.blender import ArraySink, Blender
 from volpatch.errors import GridError, SettingError
 from volpatch.geometry import Box, PatchGrid, check_grid
 from volpatch.recipe import Recipe, check_dtype
+from volpatch.rounding import warn_clipped
 from volpatch.tables import Tables
 from volpatch.window import Window, windows_per_axis
 
@@ -59,6 +61,7 @@ class Merger:
         check_grid(grid)
         wanted = None if dtype is None else check_dtype(dtype, "dtype")
         if out is not None:
+            refuse_masked(out, "out")
             own = check_dtype(out.dtype, "the dtype of out")
             if wanted not in (None, own):
                 raise SettingError(f"out holds {own}, but dtype={wanted} was asked for")
@@ -90,11 +93,13 @@ class Merger:
         SettingError
             A patch of another shape or dtype than wanted.
         """
+        refuse_masked(patch, "the patch")
         self.add_batch([index], np.asarray(patch)[None])
 
     def add_batch(self, indices: Iterable[int | Sequence[int]], patches: Array) -> None:
         """Add patches (B, [channels,] *patch); see `add`."""
         numbers = [self._number(index) for index in indices]
+        refuse_masked(patches, "the batch of patches")
         values = np.asarray(patches)
         values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
         channels = self._checked(values, len(numbers))
@@ -183,6 +188,7 @@ class Merger:
         if self._blender is None:
             raise GridError("the grid has no patches, so there is nothing to merge")
         self._blender.hand_over(self.grid.shape[0])
+        warn_clipped(self._blender.stats.clipped, self._blender.recipe.out_dtype)
         if self._out is not None:
             return self._out
         return self._result if self._channels is not None else self._result[0]  # type: ignore[index]

@@ -32,7 +32,7 @@ class BlendOptions(TypedDict, total=False):
     batch_size: int | None  # patches per call, in a leading axis; None: one, without that axis
     dtype: DTypeLike | None  # of the output
     out_channels: int | None  # leading channels that the function returns
-    input_dtype: DTypeLike | None  # that the function is given
+    input_dtype: DTypeLike | None  # given to the function, rounded; what does not fit is an error
     fill: float | None  # of voxels that no patch covers
     pad_mode: str  # "reflect" (default), "symmetric", "edge", "constant"
     pad_value: float  # for pad_mode="constant"

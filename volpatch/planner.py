@@ -330,6 +330,9 @@ class Plan:
         channels, final = recipe.channels_out or 1, recipe.out_channels or 1
         source = recipe.source_dtype.itemsize
         ring = recipe.input_dtype.itemsize if recipe.halves else source
+        # patches before they are narrowed, and what is made to look at one of them
+        before = self._channels_in * math.prod(patch) * source
+        looked_at = (recipe.together + 2) * before if recipe.narrows else 0
         result = channels * size * math.prod(patch) * recipe.known_result.itemsize
         given = size * single
         layer = min(self.chunks[0], self.region[0])
@@ -345,7 +348,7 @@ class Plan:
             * packed
             * source,
             "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
-            "batch and its result": recipe.together * single + 2 * result,
+            "batch and its result": recipe.together * single + looked_at + 2 * result,
             "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
             "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
             "finished layer": final * layer * face * out,

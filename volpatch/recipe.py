@@ -69,6 +69,25 @@ def plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def holds_all(dtype: DType, other: DType) -> bool:
+    """Whether no value of another dtype is beyond the range of this one.
+
+    >>> holds_all(np.dtype("float32"), np.dtype("uint16"))
+    True
+    >>> holds_all(np.dtype("float16"), np.dtype("uint16"))
+    False
+    """
+    if dtype == other or other.kind == "b":
+        return True
+    if dtype.kind == "b" or (dtype.kind != "f" and other.kind == "f"):
+        return False
+    if dtype.kind == "f":
+        largest = np.finfo(other).max if other.kind == "f" else np.iinfo(other).max
+        return float(largest) <= float(np.finfo(dtype).max)
+    own, its = np.iinfo(dtype), np.iinfo(other)
+    return bool(own.min <= its.min and its.max <= own.max)
+
+
 def check_number(value: Any, dtype: DType, what: str) -> None:
     """Refuse a value that is no number, or that the dtype cannot hold."""
     number = plain_number(value)
@@ -220,9 +239,20 @@ class Recipe:
         return self.mode is Mode.SELECT
 
     @property
+    def narrows(self) -> bool:
+        """Whether a value may not fit what the function is given, so that each is looked at."""
+        return not holds_all(self.input_dtype, self.source_dtype)
+
+    @property
     def halves(self) -> bool:
         """Whether to or from float16 is cast, which the kernels cannot do while cutting."""
-        return (self.source_dtype == np.float16) != (self.input_dtype == np.float16)
+        one = (self.source_dtype == np.float16) != (self.input_dtype == np.float16)
+        return one and not self.narrows
+
+    @property
+    def cut_dtype(self) -> DType:
+        """In which patches are cut: as the function gets them, unless they are looked at first."""
+        return self.source_dtype if self.narrows else self.input_dtype
 
     @property
     def accumulator(self) -> DType:

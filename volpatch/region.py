@@ -28,6 +28,7 @@ from volpatch.errors import FunctionError, SettingError, blamed
 from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import cut
 from volpatch.recipe import Recipe
+from volpatch.rounding import convert
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
@@ -149,6 +150,9 @@ def _problem(result: Any, recipe: Recipe, count: int) -> tuple[str, str] | None:
         channels = result.shape[len(batched) : len(batched) + 1]
         shapes = [plain, (*batched, *channels, *recipe.grid.patch)]
         wanted = f"{plain}, or the same with channels {(*batched, 'C', *recipe.grid.patch)}"
+        if recipe.channels_out is not None:
+            shapes = [_known_shape(recipe, count)]
+            wanted = f"{shapes[0]}, as out_channels={recipe.channels_out} says"
     else:
         shapes = [_known_shape(recipe, count)]
         wanted = str(shapes[0])
@@ -189,6 +193,20 @@ def learn_made_up(recipe: Recipe, caller: Call, finalize: Finalize | None) -> Re
     first = grid[0] if len(grid) else Box((0,) * grid.ndim, grid.patch)
     values = caller(recipe, made_up(recipe), lambda i: ((0,) * grid.ndim, first))
     return learn(recipe, values, finalize)
+
+
+def narrow(recipe: Recipe, patch: Array, out: Array, place: Callable[[], Place]) -> None:
+    """Write a patch (channels, *patch) as the function is given it; refuse what does not fit."""
+    at = convert(patch, out)
+    if at is None:
+        return
+    position, box = place()
+    voxel = tuple(a + i for a, i in zip(box.start, at[1:], strict=True))
+    raise SettingError(
+        f"input_dtype={recipe.input_dtype} cannot hold {patch[at]}, at voxel {voxel} of patch "
+        f"{position} at {box}; choose one that holds all values of the source, {patch.dtype}, "
+        f"or scale and clip them in the function"
+    )
 
 
 def _where(patch: Callable[[int], Place], count: int) -> str:
@@ -454,8 +472,19 @@ class Stream:
             ids = row[begin : begin + size]
             given = group[: len(ids)]
             with clock("cut"):
-                cut(source, self.tables, ids, given)
+                self._cut(source, ids, given)
             yield ids, given, row[:0]
+
+    def _cut(self, source: Ring, ids: NDArray[np.int64], given: Array) -> None:
+        """Fill `given` with patches as the function gets them."""
+        recipe = self.recipe
+        if not recipe.narrows:
+            cut(source, self.tables, ids, given)
+            return
+        found = np.empty(given.shape, recipe.cut_dtype)
+        cut(source, self.tables, ids, found)
+        for i in range(len(ids)):
+            narrow(recipe, found[i], given[i], functools.partial(self._patch, ids, i))
 
     def _chosen_groups(
         self, source: Ring, row: NDArray[np.int64], group: Array, holes: Holes
@@ -469,7 +498,7 @@ class Stream:
             ids = row[begin : begin + 1]
             place = slice(len(chosen), len(chosen) + 1)
             with self.stats.clock("cut"):
-                cut(source, self.tables, ids, group[place])
+                self._cut(source, ids, group[place])
             (missing if holes.skips(group[place][0]) else chosen).extend(ids)
             if len(chosen) == size or begin + 1 == len(row):
                 yield np.array(chosen, np.int64), group[: len(chosen)], np.array(missing, np.int64)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compiled import compiled
-from volpatch.errors import SettingError
+from volpatch.errors import ClippedWarning, SettingError
 
 Array = NDArray[Any]
 
@@ -51,6 +52,44 @@ def finish(values: Array, out: Array) -> int:
             kind(limits.max),
         )
     return clipped
+
+
+def warn_clipped(count: int, dtype: np.dtype[Any], stacklevel: int = 3) -> None:
+    """Tell how many values of a result did not fit its dtype, if any; `run` reports them."""
+    if count:
+        limits = np.iinfo(dtype)
+        warnings.warn(
+            f"{count} values did not fit {dtype}: those beyond {limits.min} to {limits.max} were "
+            f"clipped, and NaN became 0; choose another dtype=, or settle them in the function "
+            f"or in finalize=",
+            ClippedWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def convert(values: Array, out: Array) -> tuple[int, ...] | None:
+    """Write values as another dtype, rounded half to even where that has whole numbers only.
+
+    Returns
+    -------
+    The index of a value that the dtype cannot hold, if there is one: beyond its range, a NaN
+    among whole numbers, another than 0 and 1 for bool.
+    """
+    if out.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            np.copyto(out, values, casting="unsafe")
+        beyond = np.isinf(out) & np.isfinite(values)
+    elif out.dtype.kind == "b":
+        np.copyto(out, values != 0)
+        beyond = (values != 0) & (values != 1)
+    elif not finish(values, out):
+        return None
+    else:
+        limits = np.iinfo(out.dtype)
+        whole = np.rint(values) if values.dtype.kind == "f" else values
+        beyond = ~((whole >= limits.min) & (whole <= limits.max))
+    found = np.argwhere(beyond)
+    return tuple(found[0].tolist()) if len(found) else None
 
 
 @compiled

@@ -29,7 +29,17 @@ from volpatch.kernels import Sums, blend, cut
 from volpatch.ledger import Recorder
 from volpatch.planner import Plan
 from volpatch.recipe import Recipe
-from volpatch.region import Caller, Place, Read, Stopped, Stream, learn, made_up, read_padded
+from volpatch.region import (
+    Caller,
+    Place,
+    Read,
+    Stopped,
+    Stream,
+    learn,
+    made_up,
+    narrow,
+    read_padded,
+)
 from volpatch.rounding import finish
 from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
 from volpatch.storage.source import Source
@@ -202,10 +212,12 @@ class Worker:
                 where = (row, *others)
                 position = tuple(n[k] for n, k in zip(tables.numbers, where, strict=True))
                 patch = np.empty((recipe.channels_in or 1, *grid.patch), recipe.source_dtype)
-                read_padded(read, recipe, grid.box(position), patch)
-                given = patch.astype(recipe.input_dtype)
+                place = position, grid.box(position)
+                read_padded(read, recipe, place[1], patch)
+                given = np.empty(patch.shape, recipe.input_dtype)
+                narrow(recipe, patch, given, lambda place=place: place)  # type: ignore[misc]
                 if self.holes is None or not self.holes.skips(given):
-                    return (position, grid.box(position)), given
+                    return place, given
                 tries += 1
                 if tries == TRIAL_PATCHES:
                     return None
@@ -412,7 +424,7 @@ def warm_up(recipe: Recipe) -> None:
     tables = Tables.of(replace(recipe, grid=grid, windows=windows), box)
     ids = np.zeros(1, dtype=np.int64)
     source = Ring.new(box, 4, 1, recipe.input_dtype if recipe.halves else recipe.source_dtype, 0)
-    cut(source, tables, ids, np.zeros((1, 1, *grid.patch), recipe.input_dtype))
+    cut(source, tables, ids, np.zeros((1, 1, *grid.patch), recipe.cut_dtype))
     sums = Sums.new(Ring.new(box, 4, 1, recipe.accumulator, 0), recipe.mode)
     blend(sums, tables, ids, np.zeros((1, 1, *grid.patch), recipe.known_result), recipe.mode)
     if not recipe.finalizes:

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.adapt import checked
 from volpatch.arrays import Labelled
-from volpatch.errors import SettingError, SourceError, TargetError
+from volpatch.errors import SettingError, TargetError
 from volpatch.layout import SPATIAL, default_dims, write_units
 from volpatch.lazy import borders
 from volpatch.options import Sizes
@@ -104,7 +105,6 @@ def to_zarr(
     """
     check_ending(path)
     given = Labelled.of(array, "to_zarr")
-    _refuse_masked(given.data)
     for source in _sources(given):
         check_target(os.fspath(path), overwrite=overwrite, source_path=source.path)
     data, spec = _described(given, chunks, shards, codec)
@@ -179,15 +179,6 @@ class WriteBlock:
     ) -> Array:
         start = tuple(edge[i] for edge, i in zip(edges, block_id, strict=True))
         stop = tuple(edge[i + 1] for edge, i in zip(edges, block_id, strict=True))
-        block = np.asanyarray(block)
-        _refuse_masked(block)
-        extent = tuple(b - a for a, b in zip(start, stop, strict=True))
-        if block.shape != extent or block.dtype.newbyteorder("=") != np.dtype(self.spec.dtype):
-            raise SourceError(
-                f"the block from {start} to {stop} came as {block.shape} {block.dtype}, but the "
-                f"lazy array says {extent} {self.spec.dtype}; what made it (map_blocks?) must "
-                f"declare the chunks and dtype that it gives"
-            )
         work = WorkTree(self.target, durability=self.durability)
         work.puts.tmp = work.tmp / self.call
         with work.writer(self.spec, start, stop, stream_axis=self.axis) as writer:
@@ -224,7 +215,7 @@ def _described(given: Labelled, chunks: Any, shards: Any, codec: str) -> tuple[A
     names = _names(given)
     order = sorted(range(len(names)), key=lambda i: ORDER.get(names[i], 1))
     dims = tuple(names[i] for i in order)
-    data = given.data.transpose(order)
+    data = (checked(given.data) if given.lazy else given.data).transpose(order)
     _check_axes(dims, data.shape)
     first = next(i for i, dim in enumerate(dims) if dim in SPATIAL)
     own = [sizes[0] for sizes in data.chunks[first:]] if given.lazy else None
@@ -328,14 +319,6 @@ def _step(positions: Array) -> float | None:
 
 
 # -- what the array is ---------------------------------------------------------------------
-
-
-def _refuse_masked(data: Any) -> None:
-    if np.ma.isMaskedArray(getattr(data, "_meta", data)):
-        raise SettingError(
-            "the array is masked, and an OME-Zarr has no mask; write array.filled(value), or "
-            "dask.array.ma.filled(array, value)"
-        )
 
 
 def _sources(given: Labelled) -> Iterable[Source]:

@@ -28,7 +28,7 @@ from volpatch.errors import GridError, MemoryLimitError, SettingError
 from volpatch.forms import by_axis, parse_bytes, show_bytes, whole_counts
 from volpatch.geometry import Box, Overlap, PatchGrid
 from volpatch.kernels import cut
-from volpatch.layout import Layout
+from volpatch.layout import Layout, refuse_beside_grid
 from volpatch.options import Sizes
 from volpatch.recipe import Recipe
 from volpatch.region import Read, reach_of, read_padded
@@ -46,8 +46,8 @@ def iter_patches(
     *,
     stride: Sizes | None = None,
     overlap: Overlap | Sequence[Overlap] | Mapping[str, Overlap] | None = None,
-    edge: str | Sequence[str] = "shift",
-    offset: Sizes = 0,
+    edge: str | Sequence[str] | None = None,
+    offset: Sizes | None = None,
     batch_size: int | None = None,
     prefetch: int = 0,
     channel_axis: int | str | None = None,
@@ -62,7 +62,8 @@ def iter_patches(
     volume : NumPy, dask or xarray array, path, or Source
         Axes before the patched ones are looped over, index by index.
     grid : PatchGrid, or the patch size
-        A size makes a grid from `stride` or `overlap` (default "50%"), `edge`, `offset`.
+        A size makes a grid from `stride` or `overlap` (default "50%"), `edge` (default
+        "shift"), `offset`; a grid has its own.
     batch_size : int, optional
         Patches per batch; only the last batch may be shorter. None: one.
     prefetch : int
@@ -109,11 +110,7 @@ def iter_patches(
     view = View.of(volume, "the volume")
     if isinstance(grid, PatchGrid):
         layout = _layout_of(view, grid, channel_axis)
-        if stride is not None or overlap is not None or edge != "shift" or offset != 0:
-            raise SettingError(
-                "stride, overlap, edge and offset are part of the grid that was given; "
-                "leave them out, or give a patch size instead of a grid"
-            )
+        refuse_beside_grid(stride=stride, overlap=overlap, edge=edge, offset=offset)
     else:
         layout = Layout.of(view.dims, view.shape, grid, channel_axis, named=view.named)
         dims = layout.patched_dims
@@ -122,8 +119,8 @@ def iter_patches(
             by_axis(grid, dims, "patch"),
             by_axis(stride, dims, "stride"),
             overlap=by_axis(overlap, dims, "overlap"),
-            edge=by_axis(edge, dims, "edge"),
-            offset=by_axis(offset, dims, "offset"),
+            edge=by_axis("shift" if edge is None else edge, dims, "edge"),
+            offset=by_axis(0 if offset is None else offset, dims, "offset"),
         )
     recipe = Recipe(
         grid,

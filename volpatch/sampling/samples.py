@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.adapt import refuse_masked
 from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis, whole_counts
 from volpatch.geometry import Box, per_axis, whole_number
-from volpatch.layout import Layout
+from volpatch.layout import Layout, refuse_grid
 from volpatch.masks import Place, places_of
 from volpatch.options import Sizes
 from volpatch.sampling.census import Cells, Census, Marks, Room, inside
@@ -116,6 +117,7 @@ def sample_patches(
     >>> sample_patches(image, 3, at=[(1, 1), (9.8, 4)]).origins.tolist()
     [[0, 0], [9, 3]]
     """
+    refuse_grid(patch)
     names, given = _named(volumes)
     views = [View.of(volume, name) for name, volume in zip(names, given, strict=True)]
     layouts = _aligned(names, views, patch, channel_axis)
@@ -231,6 +233,7 @@ def _patch_sizes(patch: Any, dims: Sequence[str], shape: Sequence[int]) -> tuple
 def _at(at: Any, room: Room) -> Ints:
     """Origins of the patches that are centred on given points."""
     ndim = len(room.shape)
+    refuse_masked(at, "at")
     try:
         points = np.asarray(at, dtype=np.float64)
     except (TypeError, ValueError):

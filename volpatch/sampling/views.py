@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.adapt import checked, is_dask, refuse_lie, refuse_masked
 from volpatch.errors import GridError, SettingError
 from volpatch.geometry import Box
 from volpatch.layout import Layout, default_dims, distinct_names
@@ -44,6 +45,7 @@ class View:
     @classmethod
     def of(cls, volume: Any, what: str) -> View:
         """Look at a path, a Source, a DataArray, or anything with a shape that can be sliced."""
+        refuse_masked(volume, what)
         xarray = hasattr(volume, "encoding") and hasattr(volume, "dims")
         if isinstance(volume, str | os.PathLike):
             volume = open_source(volume)
@@ -73,18 +75,28 @@ class View:
             check_dtype(volume.dtype, f"the dtype of {what},"),
             dims is not None,
             None if chunks is None else tuple(map(borders_of, shape, chunks)),
-            volume.read if isinstance(volume, Source) else partial(_copy, _data(volume)),
+            volume.read if isinstance(volume, Source) else partial(_copy, _data(volume), what),
         )
 
 
 def _data(volume: Any) -> Any:
-    """The dask array of a DataArray, which is cheaper to slice."""
+    """What is sliced: the dask array of a DataArray, which is cheaper, with its blocks checked."""
     lazy = hasattr(volume, "encoding") and volume.chunks is not None
-    return volume.data if lazy else volume
+    data = volume.data if lazy else volume
+    return checked(data) if is_dask(data) else data
 
 
-def _copy(volume: Any, selection: tuple[slice, ...], out: Array) -> None:
-    out[...] = np.asarray(volume[selection])
+def _copy(volume: Any, what: str, selection: tuple[slice, ...], out: Array) -> None:
+    found = volume[selection]
+    if is_dask(found):
+        found = found.compute()
+    values = np.asanyarray(found)
+    refuse_lie(values, out.shape, volume.dtype, f"{what} at {_said(selection)}")
+    out[...] = values
+
+
+def _said(selection: tuple[slice, ...]) -> str:
+    return f"[{', '.join(f'{one.start}:{one.stop}' for one in selection)}]"
 
 
 def borders_of(size: int, chunk: int | tuple[int, ...]) -> Ints:
