@@ -357,6 +357,8 @@ def blended(case: Case, grid: Grid, volume: Array) -> tuple[Sums, np.dtype[Any],
     like = function(made_up)
     result = like.dtype.newbyteorder("=")
     several = like.ndim > len(grid.sizes)
+    if case.out_channels not in (None, like.shape[0] if several else 0):
+        raise Refused("other channels than were said")
     sums = Sums(case, grid, like.shape[0] if several else 1)
     extra = volume.ndim - len(grid.sizes)
     widths = [(0, 0)] * extra + [(0, p - n) for p, n in zip(grid.padded, grid.sizes, strict=True)]
@@ -365,13 +367,33 @@ def blended(case: Case, grid: Grid, volume: Array) -> tuple[Sums, np.dtype[Any],
     for position in grid.positions():
         start = grid.start(position)
         box = tuple(slice(s, s + p) for s, p in zip(start, grid.patch, strict=True))
-        patch = padded[(..., *box)].astype(given)
-        if not is_marked(case, start) or is_skipped(case, patch):
+        marked = is_marked(case, start)
+        patch = as_given(padded[(..., *box)], given) if marked else made_up
+        if not marked or is_skipped(case, patch):
             sums.miss(start)
             continue
         values = function(patch).astype(result)
         sums.add(start, values if several else values[None])
     return sums, result, several
+
+
+def as_given(patch: Array, dtype: np.dtype[Any]) -> Array:
+    """A patch in the function's dtype, rounded half to even; what does not fit is refused."""
+    wide = patch.astype(Wide)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.kind in "iu":
+            wide = np.rint(wide)
+            info = np.iinfo(dtype)
+            fits = (wide >= Wide(info.min)) & (wide <= Wide(info.max))
+        elif dtype.kind == "b":
+            fits = (wide == 0) | (wide == 1)
+        else:
+            fits = np.isfinite(patch.astype(dtype)) | ~np.isfinite(wide)
+        if not fits.all():
+            raise Refused(f"{dtype} does not hold all of the volume")
+        return (np.rint(patch) if patch.dtype.kind == "f" and dtype.kind in "iu" else patch).astype(
+            dtype
+        )
 
 
 # -- the whole case ------------------------------------------------------------------------

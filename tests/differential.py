@@ -161,7 +161,7 @@ def steep(n):
 
 
 def huge(n):
-    return np.linspace(1e306, 1e307, n)
+    return np.linspace(1e305, 1e306, n)
 
 
 def tiny(n):
@@ -193,7 +193,8 @@ def halved(block):
 
 
 def total(block):
-    return block.sum(0)
+    with np.errstate(all="ignore"):
+        return block.sum(0)
 
 
 def both(block):
@@ -244,7 +245,7 @@ class Mask:
 
 AS_THEY_ARE = (
     *("edge", "offset", "pad_mode", "pad_value", "reduce", "nan", "fill", "input_dtype"),
-    *("batch_size", "channel_axis"),
+    *("batch_size", "channel_axis", "out_channels"),
 )
 
 
@@ -277,6 +278,7 @@ class Case:
     skip: float | str | None = None
     roi: tuple[tuple[str, int, int], ...] = ()
     finalize: str | None = None
+    out_channels: int | None = None
     by_name: bool = True
     as_overlap: bool = False
 

@@ -25,8 +25,17 @@ import zarr
 import volpatch
 from tests.brute_force import Expected, Refused, expected, full_mask, named_dims, with_names
 from tests.differential import Case, Quiet
-from tests.drawing import draw, shrunk
-from volpatch import Merger, PatchGrid, VolpatchError, extract, map_patches, merge, to_zarr
+from tests.drawing import NARROW, draw, shrunk
+from volpatch import (
+    ClippedWarning,
+    Merger,
+    PatchGrid,
+    VolpatchError,
+    extract,
+    map_patches,
+    merge,
+    to_zarr,
+)
 
 Array = np.ndarray
 IN_MEMORY, STORED = 2400, 8  # cases; and blocks of some
@@ -39,7 +48,7 @@ def told() -> Iterator[list[Any]]:
         warnings.simplefilter("always")
         yield found
     for one in found:
-        assert one.category.__name__ == "ClippedWarning", f"{one.category}: {one.message}"
+        assert one.category is ClippedWarning, f"{one.category}: {one.message}"
 
 
 def same(got: Any, wanted: Array) -> None:
@@ -119,6 +128,8 @@ def without_holes(case: Case, wanted: Array, aim: Expected) -> None:
     """Skipped patches change nothing that they do not touch."""
     if (case.mask is None and case.skip is None) or case.nan == "raise":
         return
+    if case.input_dtype in NARROW:  # what is skipped may not fit
+        return
     said = {k: v for k, v in case.said().items() if k not in ("mask", "mask_factor", "skip")}
     full = map_patches(case.called(), case.volume(), case.said_patch(), **said)
     at = [aim.dims.index(d) for d in case.patched]
@@ -196,8 +207,10 @@ def check(case: Case, paths: tuple[Callable[..., None], ...] = PATHS) -> None:
         with told(), pytest.raises(VolpatchError):
             pytest.fail(f"{why}, but this came back: {in_memory(case)}")
         return
-    with told():
+    with told() as found:
         got = in_memory(case)
+        assert bool(found) or not aim.misfits[0]
+        assert aim.misfits[1] or not found
         assert got.dtype == aim.dtype
         assert got.shape == aim.low.shape
         wrong = aim.wrong(got)
