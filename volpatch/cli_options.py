@@ -105,7 +105,7 @@ FUNCTION: OptionTable = {
         (
             "--input-dtype",
             "DTYPE",
-            "What the function is given, rounded; what does not fit is an error.  [the source's]",
+            "Given to it; must hold all.  [the source's]",
         ),
         ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
         ("--version", "TEXT", "Of the function: compared in place of its code."),
