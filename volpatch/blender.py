@@ -145,8 +145,8 @@ class Blender:
             face, channels = box.shape[1:], whole.shape[0]
             ring = Ring(whole.reshape(-1), box.start, box.shape[0], face, channels)
         self.sums = Sums.new(ring, self.mode, ordered=ordered)
-        bounds = zip(recipe.grid.axes, box.start, box.stop, strict=True)
-        self.covered = [covered(a, p, q) for a, p, q in bounds]
+        bounds = zip(recipe.grid.axes[1:], box.start[1:], box.stop[1:], strict=True)
+        self.covered = [covered(a, p, q) for a, p, q in bounds]  # of the face
         self.done = box.start[0]
 
     def _whole(self) -> Array | None:
@@ -286,8 +286,7 @@ class Blender:
 
     def _gaps(self, start: int, planes: int) -> Array | None:
         """Voxels of some planes that no patch of the grid covers, (planes, *face); None: none."""
-        first = start - self.box.start[0]
-        masks = [self.covered[0][first : first + planes], *self.covered[1:]]
+        masks = [covered(self.recipe.grid.axes[0], start, start + planes), *self.covered]
         if all(mask.all() for mask in masks):
             return None
         gaps: Array = ~functools.reduce(np.logical_and.outer, masks)
@@ -297,6 +296,10 @@ class Blender:
 def covered(axis: AxisGrid, start: int, stop: int) -> NDArray[np.bool_]:
     """Whether any patch covers each voxel of [start, stop) along one axis."""
     found = np.zeros(stop - start, dtype=bool)
+    if axis.stride <= axis.patch and axis.count:
+        last = axis.start(axis.count - 1) + axis.patch
+        found[max(0, axis.start(0) - start) : max(0, last - start)] = True
+        return found
     for number in axis.touching(start, stop):
         first = axis.start(number) - start
         found[max(0, first) : max(0, first + axis.patch)] = True

@@ -19,6 +19,7 @@ from volpatch.planner import Plan, times
 # what decoding a voxel costs, in visits of a voxel by a patch
 DECODE_COST = 2
 MAX_FACES = 1_000
+MANY_LAYERS = 2**12
 
 
 def fit(draft: Plan, *, region: Sequence[int] | None, fewer_workers: bool) -> Plan:
@@ -88,8 +89,8 @@ def _edges(size: int, step: int) -> list[int]:
     while pieces <= most:
         edge = -(-most // pieces)
         edges.append(edge * step)
-        # the next number of pieces that makes them smaller
-        pieces = -(-most // (edge - 1)) if edge > 1 else most + 1
+        # the next number of pieces that makes them smaller, and not by next to nothing
+        pieces = -(-most // (edge - max(1, edge // MAX_FACES))) if edge > 1 else most + 1
     return edges
 
 
@@ -100,8 +101,10 @@ def _candidates(draft: Plan, region: Sequence[int] | None) -> Iterator[tuple[int
     # strides that share little with the write units make steps that may fit no memory
     for steps in dict.fromkeys([tuple(_steps(draft)), draft.unit]):
         edges = [_edges(n, s) for n, s in zip(draft.box.shape, steps, strict=True)]
-        # more pieces along the streamed axis than keep all workers busy only cost patches
-        edges[0] = [e for e in edges[0] if -(-draft.box.shape[0] // e) <= 4 * draft.workers]
+        # more pieces along the streamed axis than keep all workers busy only cost patches,
+        # unless one has so many write units that to remember them costs memory
+        least = min(-(-draft.box.shape[0] // (4 * draft.workers)), MANY_LAYERS * steps[0])
+        edges[0] = [e for e in edges[0] if e >= least]
         while math.prod(len(e) for e in edges) > MAX_FACES:
             longest = max(range(len(edges)), key=lambda i: len(edges[i]))
             edges[longest] = [*edges[longest][:-1:2], edges[longest][-1]]

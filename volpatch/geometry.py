@@ -14,6 +14,7 @@ closed form and a grid of 10^15 patches costs as much as one of ten.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import operator
@@ -303,12 +304,10 @@ class AxisGrid:
     def owning(self, start: int, stop: int) -> range:
         """Numbers of the patches whose own part shares a voxel with [start, stop)."""
         near = self.touching(start, stop)
-        first, last = near.start, near.stop
-        while first < last and self.own(first)[1] <= start:
-            first += 1
-        while first < last and self.own(last - 1)[0] >= stop:
-            last -= 1
-        return range(first, last)
+        # own parts follow one another, so both of their ends rise with the number
+        first = bisect.bisect_right(near, start, key=lambda i: self.own(i)[1])
+        last = bisect.bisect_left(near, stop, key=lambda i: self.own(i)[0])
+        return near[first:last]
 
     @property
     def most_visits(self) -> int:

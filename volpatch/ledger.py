@@ -23,6 +23,7 @@ import threading
 import time
 import uuid
 import zlib
+from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -371,7 +372,7 @@ class State:
         self.patches = self.clipped = 0
         self.times: list[tuple[float, int]] = []
         self._believe = believe
-        self._partial: dict[int, set[int]] = {}
+        self._partial: dict[int, array[int]] = {}  # unit numbers; one may come twice
 
     def take(self, event: Event) -> None:
         """Count one event."""
@@ -395,8 +396,10 @@ class State:
         self._note_time(event["time"], event["patches"])
         if self.status[region] >= DONE:
             return
-        units = self._partial.setdefault(region, set())
-        units.update(n for n, size, _ in event["units"] if self._believe(n, size))
+        units = self._partial.setdefault(region, array("q"))
+        units.extend(n for n, size, _ in event["units"] if self._believe(n, size))
+        if len(units) >= event["of"]:
+            self._partial[region] = units = array("q", np.unique(units).tobytes())
         if len(units) == event["of"]:
             self.status[region] = DONE
             del self._partial[region]
@@ -413,9 +416,14 @@ class State:
     def is_done(self, region: int) -> bool:
         return bool(self.status[region] >= DONE)
 
-    def recorded(self, region: int) -> set[int]:
-        """Units of a region that is not done that are recorded all the same."""
-        return self._partial.get(region, set())
+    def recorded(self, region: int) -> NDArray[np.int64]:
+        """Units of a region that is not done that are recorded all the same, in rising order."""
+        return np.unique(np.array(self._partial.get(region, ()), dtype=np.int64))
+
+    @property
+    def begun(self) -> list[int]:
+        """Regions that are not done, and have units that are recorded."""
+        return sorted(region for region, units in self._partial.items() if units)
 
     @property
     def n_done(self) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from volpatch.geometry import AxisGrid, Box
 from volpatch.html import table_of_text
 from volpatch.layout import Layout
 from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
+from volpatch.tables import rows_at_once
 
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20
@@ -39,6 +40,13 @@ ENCODE_COPIES = 3
 # until a trial has measured it, a function is taken to need this many times its batch
 FUNCTION_COPIES = 4
 BACKENDS = ("threads", "processes")
+# of the pieces of an axis that are walked over: sums over a longer period are estimates
+LONGEST_PERIOD = 2**14
+# of shares that are being made
+SHARE_COPIES = 4
+# a write unit on its way into the records, and one that they are known to tell of
+RECORD_BYTES = 1000
+KNOWN_BYTES = 64
 NAME_WIDTH = 10  # of the first column of `explain`
 
 
@@ -83,8 +91,33 @@ class AxisPieces:
         first = self.start + number * self.edge
         return first, min(first + self.edge, self.stop)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return map(self.bounds, range(self.pieces))
+    def total(self, axis: AxisGrid, value: Callable[[int, int], int], chunk: int = 1) -> int:
+        """Sum of `value(start, stop)` over the pieces that patches of `axis` may touch.
+
+        `value` depends on patches and chunks from the first patch that a piece touches to the
+        last. Far from the axis' ends it repeats itself, and is not computed again.
+        """
+        count = axis.count
+        if count == 0:
+            return 0
+        first, last = axis.start(0), axis.start(count - 1) + axis.patch
+        # whatever lies before this place has whole chunks and regular patches only
+        regular = min(axis.start(max(0, count - 2)), axis.size // chunk * chunk - axis.patch)
+        low = max(0, (first - self.start) // self.edge)
+        high = min(self.pieces, -(-(last - self.start) // self.edge))
+        inner = max(low, -(-(first + axis.patch - self.start) // self.edge))
+        outer = min(high, self.pieces - 1, (regular - self.start) // self.edge)
+        if outer <= inner:
+            return sum(value(*self.bounds(k)) for k in range(low, high))
+        period = math.lcm(self.edge, axis.stride, chunk) // self.edge
+        period = min(period, LONGEST_PERIOD, outer - inner)
+        rounds, rest = divmod(outer - inner, period)
+        walked = 0
+        for k in range(inner, inner + period):
+            walked += value(*self.bounds(k)) * (rounds + (k - inner < rest))
+        return walked + sum(
+            value(*self.bounds(k)) for k in (*range(low, inner), *range(outer, high))
+        )
 
     def typical(self) -> Iterator[tuple[int, int]]:
         """Pieces from both ends and the middle: the largest is among them."""
@@ -227,7 +260,7 @@ class Plan:
     def _patches(self, pieces: Sequence[AxisPieces]) -> int:
         own = self.recipe.owns
         return math.prod(self.lead_counts) * math.prod(
-            sum(len(needed(axis, own, a, b)) for a, b in piece)
+            piece.total(axis, functools.partial(_patches_needed, axis, own))
             for axis, piece in zip(self.recipe.grid.axes, pieces, strict=True)
         )
 
@@ -269,9 +302,8 @@ class Plan:
             zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
         ):
             again = max(1, chunk // self.read_layer) if number == 0 else 1
-            voxels *= again * sum(
-                _aligned(*_reach(axis, self.recipe.owns, a, b), chunk, axis.size) for a, b in piece
-            )
+            decoded = functools.partial(_decoded, axis, self.recipe.owns, chunk)
+            voxels *= again * piece.total(axis, decoded, chunk)
         return voxels * self.recipe.source_dtype.itemsize
 
     @property
@@ -353,7 +385,8 @@ class Plan:
             "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
             "finished layer": final * layer * face * out,
             "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
-            "shares": sum(f.patches * (p + 3) * 8 for f, p in zip(figures, patch, strict=True)),
+            "shares": self._shares(figures),
+            "records": self._records(),
         }
         if recipe.mode is not Mode.ADD and recipe.mode is not Mode.SELECT:
             beside = 8 if recipe.mode is Mode.NEAREST else recipe.accumulator.itemsize + 1
@@ -375,6 +408,24 @@ class Plan:
     def running(self) -> int:
         """Workers that have something to do."""
         return max(1, min(self.workers, self.n_regions))
+
+    def _shares(self, figures: list[Figures]) -> int:
+        """Bytes of what is looked up of the patches of a region, twice while it is made."""
+        patch = self.recipe.grid.patch
+        counts = [f.patches for f in figures]
+        some = [min(n, rows_at_once(p)) for n, p in zip(counts, patch, strict=True)]
+        kept = [some[0], *counts[1:]]
+        tables = sum(n * (p + 3) * 8 for n, p in zip(kept, patch, strict=True))
+        made = max(n * p * 8 for n, p in zip(some, patch, strict=True))
+        return 2 * tables + SHARE_COPIES * made
+
+    def _records(self) -> int:
+        """Bytes to tell, and remember, what is written: of a layer, a region, and all regions."""
+        face, *rest = (
+            -(-n // u) for n, u in zip(_largest_pieces(self.axes), self.unit, strict=True)
+        )
+        layer = math.prod(rest)
+        return RECORD_BYTES * layer + KNOWN_BYTES * face * layer + self.n_regions
 
     @property
     def interpreters(self) -> int:
@@ -467,6 +518,16 @@ def _aligned(start: int, stop: int, chunk: int, size: int) -> int:
     """Voxels of the chunks that [start, stop) lies in."""
     stop = min(stop, size)
     return max(0, min(size, -(-stop // chunk) * chunk) - start // chunk * chunk)
+
+
+def _patches_needed(axis: AxisGrid, own: bool, start: int, stop: int) -> int:
+    return len(needed(axis, own, start, stop))
+
+
+def _decoded(axis: AxisGrid, own: bool, chunk: int, start: int, stop: int) -> int:
+    """Voxels of the stored chunks that are read for a piece."""
+    first, last = _reach(axis, own, start, stop)
+    return _aligned(first, last, chunk, axis.size) if first < last else 0
 
 
 def _largest_pieces(pieces: Sequence[AxisPieces]) -> list[int]:

@@ -29,12 +29,13 @@ from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import cut
 from volpatch.recipe import Recipe
 from volpatch.rounding import convert
-from volpatch.tables import Ring, Tables
+from volpatch.tables import Ring, Tables, relevant, rows_at_once
 
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels
 Group = tuple[NDArray[np.int64], Array, NDArray[np.int64]]  # ids, patches, ids skipped
+Skipped = tuple[Tables, int, NDArray[np.int64]]  # what ids refer to, lattice row, ids
 _OPEN = nullcontext()
 
 
@@ -190,8 +191,9 @@ def learn_made_up(recipe: Recipe, caller: Call, finalize: Finalize | None) -> Re
     if recipe.complete:
         return recipe
     grid = recipe.grid
-    first = grid[0] if len(grid) else Box((0,) * grid.ndim, grid.patch)
-    values = caller(recipe, made_up(recipe), lambda i: ((0,) * grid.ndim, first))
+    position = (0,) * grid.ndim
+    first = Box(position, grid.patch) if 0 in grid.lattice else grid.box(position)
+    values = caller(recipe, made_up(recipe), lambda i: (position, first))
     return learn(recipe, values, finalize)
 
 
@@ -281,9 +283,9 @@ class ArrayInput:
 class RingInput:
     """The planes that the current row of patches needs, read in layers of source chunks."""
 
-    def __init__(self, recipe: Recipe, tables: Tables, read: Read, layer: int) -> None:
+    def __init__(self, recipe: Recipe, numbers: tuple[range, ...], read: Read, layer: int) -> None:
         self._recipe, self._read, self._layer = recipe, read, layer
-        reach = reach_of(recipe.grid, tables.numbers)
+        reach = reach_of(recipe.grid, numbers)
         self._end = reach.stop[0]
         self._loaded = reach.start[0]
         start = reach.start[0] // layer * layer
@@ -350,16 +352,26 @@ class Stream:
         self.recipe, self.box, self.caller = recipe, box, caller
         self.finalize, self.holes, self.tick, self.stop = finalize, holes, tick, stop
         self.stats = Stats()
-        self.tables = Tables.of(recipe, box)
+        self.numbers = relevant(recipe.grid, recipe.owns, box)
+        self.tables = Tables.of(recipe, box, self._rows(0))
         self.input: RingInput | ArrayInput | None = None
-        if all(len(n) for n in self.tables.numbers):
+        if all(len(n) for n in self.numbers):
             self.input = (
-                RingInput(recipe, self.tables, source, layer)
+                RingInput(recipe, self.numbers, source, layer)
                 if callable(source)
                 else ArrayInput(source)
             )
         self._make_sink = sink
         self.blender: Blender | None = None
+
+    def _rows(self, first: int) -> tuple[range, ...]:
+        """Lattice numbers, per axis, of the patches of some rows from the row `first` on.
+
+        A region may have any number of rows, so that what is looked up of them is made for
+        a few of them at a time.
+        """
+        some = rows_at_once(self.recipe.grid.patch[0])
+        return self.numbers[0][first : first + some], *self.numbers[1:]
 
     def _blender(self) -> Blender:
         """The region's accumulator, made when it is known what the function returns."""
@@ -372,17 +384,20 @@ class Stream:
                 finalize=self.finalize,
                 stats=self.stats,
             )
+        self.blender.tables = self.tables
         return self.blender
 
     def run(self) -> Stats:
         """Walk the region from its first plane to its last."""
         axis = self.recipe.grid.axes[0]
         source = self.input
-        skipped: list[tuple[int, NDArray[np.int64]]] = []  # before there is an accumulator
-        for row, number in enumerate(self.tables.numbers[0] if source is not None else ()):
-            ids, missing = self._wanted(row)
+        skipped: list[Skipped] = []  # before there is an accumulator
+        for row, number in enumerate(self.numbers[0] if source is not None else ()):
+            if number not in self.tables.numbers[0]:
+                self.tables = Tables.of(self.recipe, self.box, self._rows(row))
+            ids, missing = self._wanted(number - self.tables.numbers[0].start)
             if len(missing):
-                skipped.append((number, missing))
+                skipped.append((self.tables, number, missing))
             if len(ids) and source is not None:
                 start = axis.start(number)
                 source.load(start, start + axis.patch, self.stats)
@@ -397,17 +412,18 @@ class Stream:
         return self.stats
 
     def _wanted(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Patches of a row that are to be cut, and those that are not."""
+        """Patches of a row of the tables that are to be cut, and those that are not."""
         per_row = int(np.prod(self.tables.lattice[1:]))
         ids = np.arange(row * per_row, (row + 1) * per_row)
         kept = None if self.holes is None else self.holes.kept(self.tables, row)
         return (ids, ids[:0]) if kept is None else (ids[kept.ravel()], ids[~kept.ravel()])
 
-    @staticmethod
-    def _skip(blender: Blender, skipped: list[tuple[int, NDArray[np.int64]]]) -> None:
-        for number, missing in skipped:
+    def _skip(self, blender: Blender, skipped: list[Skipped]) -> None:
+        for tables, number, missing in skipped:
             blender.hand_over(blender.first_plane(number))
+            blender.tables = tables
             blender.skip(missing)
+        blender.tables = self.tables
         skipped.clear()
 
     def _compute(
@@ -415,12 +431,12 @@ class Stream:
         source: Ring,
         number: int,
         row: NDArray[np.int64],
-        skipped: list[tuple[int, NDArray[np.int64]]],
+        skipped: list[Skipped],
     ) -> None:
         """Cut, call and blend the patches of one row of this region."""
         for ids, given, missing in self._groups(source, row):
             if len(missing):
-                skipped.append((number, missing))
+                skipped.append((self.tables, number, missing))
             if self.recipe.complete:
                 self._reach(number, skipped)
             if len(ids):
@@ -428,7 +444,7 @@ class Stream:
             self.stats.patches += len(ids)
             self.tick(len(ids) + len(missing))
 
-    def _reach(self, number: int, skipped: list[tuple[int, NDArray[np.int64]]]) -> None:
+    def _reach(self, number: int, skipped: list[Skipped]) -> None:
         """Move the accumulator on to a row of patches."""
         blender = self._blender()
         self._skip(blender, skipped)
@@ -439,7 +455,7 @@ class Stream:
         number: int,
         ids: NDArray[np.int64],
         given: Array,
-        skipped: list[tuple[int, NDArray[np.int64]]],
+        skipped: list[Skipped],
     ) -> None:
         """Hand patches that were cut to the function, and blend what it makes of them."""
         function, blending = self.stats.clock("function"), self.stats.clock("blend")

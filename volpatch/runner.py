@@ -169,26 +169,27 @@ class Run:
 def missing_box(job: Job, number: int, state: State) -> Box | None:
     """The smallest box of whole write units that holds all a region lacks; None: all of it."""
     recorded = state.recorded(number)
-    if not recorded:
+    if not len(recorded):
         return None
     plan, spec = job.plan, job.spec
     units = units_of(plan, spec, number)
     lacking = np.ones([len(r) for r in units], dtype=bool)
-    places = np.unravel_index(np.fromiter(recorded, np.int64, len(recorded)), spec.unit_grid)
+    places = np.unravel_index(recorded, spec.unit_grid)
     lacking[tuple(p - r.start for p, r in zip(places, units, strict=True))] = False
-    found = np.argwhere(lacking)
-    if not len(found):
+    if not lacking.any():
         return None
     _, box = plan.region_box(number)
     at = [plan.out_axes.index(axis) for axis in plan.layout.patched]
+    others = [tuple(i for i in range(lacking.ndim) if i != axis) for axis in at]
+    found = [np.flatnonzero(lacking.any(axis=rest)) for rest in others]
     own = [units[i] for i in at]
     first = [
-        (r.start + int(a)) * u + b
-        for r, a, u, b in zip(own, found.min(0)[at], plan.unit, plan.box.start, strict=True)
+        (r.start + int(f[0])) * u + b
+        for r, f, u, b in zip(own, found, plan.unit, plan.box.start, strict=True)
     ]
     last = [
-        (r.start + int(a) + 1) * u + b
-        for r, a, u, b in zip(own, found.max(0)[at], plan.unit, plan.box.start, strict=True)
+        (r.start + int(f[-1]) + 1) * u + b
+        for r, f, u, b in zip(own, found, plan.unit, plan.box.start, strict=True)
     ]
     stops = (min(stop, end) for stop, end in zip(last, box.stop, strict=True))
     return Box(tuple(first), tuple(stops))

@@ -297,9 +297,8 @@ def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> 
             f"of {str(place)!r} that are done were made of what it was (region {spoiled[0]}, say); "
             f"restore it, or start over with --overwrite (overwrite=True)"
         )
-    begun = [n for n in range(file.n_regions) if state.recorded(n)]
-    redo = regions_reading(plan, source, changed, begun)
-    stale = frozenset(unit for n in redo for unit in state.recorded(n))
+    redo = regions_reading(plan, source, changed, state.begun)
+    stale = frozenset(unit for n in redo for unit in state.recorded(n).tolist())
     return replace(settled, replaced=tuple(changed), stale=stale)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from volpatch.recipe import Mode, Recipe
 from volpatch.window import axis_shares, counted
 
 Array = NDArray[Any]
+TABLE_BYTES = 2**19  # of shares that are made at a time
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What the loops look up for the patches of one box: per axis, laid end to end.
+    """What the loops look up for the patches of one box, or of some rows of it.
+
+    Per axis, laid end to end.
 
     Patch `ids` count the patches of the box in raster order of its own sub-lattice.
     """
@@ -99,18 +103,20 @@ class Tables:
         for axis, window, chosen, a, b in zip(
             grid.axes, recipe.windows, numbers, box.start, box.stop, strict=True
         ):
-            at = np.array([axis.start(i) for i in chosen], dtype=np.int64)
-            parts = [axis.own(i) if own else axis.span(i) for i in chosen]
+            n, part = len(chosen), axis.own if own else axis.span
             first, stop = counted(window, axis.patch) if recipe.averages else (0, axis.patch)
+            at = np.fromiter(map(axis.start, chosen), np.int64, n)
             starts.append(at)
-            here = np.array([max(p, a) for p, _ in parts], dtype=np.int64) - at
+            here = np.fromiter((max(part(i)[0], a) for i in chosen), np.int64, n) - at
             lo.append(np.maximum(here, first))
-            here = np.array([min(q, b) for _, q in parts], dtype=np.int64) - at
+            here = np.fromiter((min(part(i)[1], b) for i in chosen), np.int64, n) - at
             hi.append(np.minimum(here, stop))
+            weights = np.ones((n, axis.patch))  # the loops look one up also where all are alike
             if recipe.averages:
-                shares.append(axis_shares(axis, window, chosen).ravel())
-            else:  # nothing is weighted, but the loops look a weight up
-                shares.append(np.ones(len(at) * axis.patch))
+                for some in _some(chosen, axis.patch):
+                    place = some.start - chosen.start
+                    weights[place : place + len(some)] = axis_shares(axis, window, some)
+            shares.append(weights.ravel())
         patch = list(grid.patch)
         if grid.ndim == 1:  # the loops walk lines: a signal is a column of lines of one voxel
             one = np.ones(1, dtype=np.int64)
@@ -139,6 +145,16 @@ class Tables:
             number, i = divmod(number, len(chosen))
             where.append(chosen[i])
         return tuple(reversed(where))
+
+
+def rows_at_once(patch: int) -> int:
+    """Patches along one axis whose shares are small beside all else."""
+    return max(1, TABLE_BYTES // (8 * patch))
+
+
+def _some(numbers: range, patch: int) -> Iterator[range]:
+    step = rows_at_once(patch)
+    return (numbers[i : i + step] for i in range(0, len(numbers), step))
 
 
 def relevant(grid: PatchGrid, own: bool, box: Box) -> tuple[range, ...]:

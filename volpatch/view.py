@@ -122,9 +122,13 @@ def _axis_label(volume: Source, axis: int) -> str:
 def _draw_grid(axes: Axes, plan: Plan, source: Source, box: Box, pair: tuple[int, int]) -> None:
     """Lines where patches and regions start, within the box."""
     for axis, line in zip(pair, (axes.axhline, axes.axvline), strict=True):
-        regions = {start for start, _ in plan.axes[axis]}
-        for start in sorted(regions.union(plan.recipe.grid.axes[axis].starts)):
-            if not box.start[axis] < start < box.stop[axis]:
+        low, high = box.start[axis], box.stop[axis]
+        edge, begin, size = plan.region[axis], plan.box.start[axis], plan.box.stop[axis]
+        regions = set(range(begin + max(0, (low - begin) // edge) * edge, min(high, size), edge))
+        along = plan.recipe.grid.axes[axis]
+        patches = map(along.start, along.touching(low, high))
+        for start in sorted(regions.union(patches)):
+            if not low < start < high:
                 continue
             colour, alpha = ("tab:orange", 0.8) if start in regions else ("white", 0.3)
             place = source.origin[axis] + start * source.spacing[axis]

@@ -7,11 +7,12 @@ the same object serves threads of this process and processes of their own.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,12 +45,16 @@ from volpatch.rounding import finish
 from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
 from volpatch.storage.source import Source
 from volpatch.storage.target import Site, TargetSpec
-from volpatch.tables import Ring, Tables
+from volpatch.tables import Ring, Tables, relevant
 
 Array = NDArray[Any]
 Tick = Callable[[int], None]
 TICK_SECONDS = 0.1
-TRIAL_PATCHES = 256  # looked at before a volume counts as skipped throughout
+# looked at before a volume counts as skipped throughout: patches, and parts of a mask, which
+# are so many patches wide
+TRIAL_PATCHES = 256
+TRIAL_LOOKS = 2**14
+TRIAL_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -201,38 +206,39 @@ class Worker:
     def _trial_patch(self, plan: Plan, read: Read) -> tuple[Place, Array] | None:
         """The patch nearest to the middle that is not skipped, (channels, *patch)."""
         recipe, grid = plan.recipe, plan.recipe.grid
-        tables = Tables.of(recipe, plan.box)
-        if not all(len(n) for n in tables.numbers):
+        numbers = relevant(grid, recipe.owns, plan.box)
+        if not all(len(n) for n in numbers):
             return None
-        rows = range(len(tables.numbers[0]))
-        middles = np.array([len(n) // 2 for n in tables.numbers])
-        tries = 0
-        for row in sorted(rows, key=lambda r: abs(r - int(middles[0]))):
-            for others in self._wanted(tables, row, middles[1:]):
-                where = (row, *others)
-                position = tuple(n[k] for n, k in zip(tables.numbers, where, strict=True))
-                patch = np.empty((recipe.channels_in or 1, *grid.patch), recipe.source_dtype)
-                place = position, grid.box(position)
-                read_padded(read, recipe, place[1], patch)
-                given = np.empty(patch.shape, recipe.input_dtype)
-                narrow(recipe, patch, given, lambda place=place: place)  # type: ignore[misc]
-                if self.holes is None or not self.holes.skips(given):
-                    return place, given
-                tries += 1
-                if tries == TRIAL_PATCHES:
-                    return None
+        for position in itertools.islice(self._wanted(plan, numbers), TRIAL_PATCHES):
+            patch = np.empty((recipe.channels_in or 1, *grid.patch), recipe.source_dtype)
+            place = position, grid.box(position)
+            read_padded(read, recipe, place[1], patch)
+            given = np.empty(patch.shape, recipe.input_dtype)
+            narrow(recipe, patch, given, lambda place=place: place)  # type: ignore[misc]
+            if self.holes is None or not self.holes.skips(given):
+                return place, given
         return None
 
-    def _wanted(self, tables: Tables, row: int, middle: Array) -> list[tuple[int, ...]]:
-        """Places within a row of patches that a mask keeps, the nearest to the middle first."""
-        kept = None if self.holes is None else self.holes.kept(tables, row)
-        if kept is None and self.holes is None:
-            return [tuple(middle.tolist())]
-        if kept is None:
-            kept = np.ones([len(n) for n in tables.numbers[1:]], dtype=bool)
-        places = np.argwhere(kept)
-        order = np.argsort(np.abs(places - middle).sum(axis=1), kind="stable")
-        return [tuple(p) for p in places[order[:TRIAL_PATCHES]].tolist()]
+    def _wanted(self, plan: Plan, numbers: tuple[range, ...]) -> Iterator[tuple[int, ...]]:
+        """Positions of patches that a mask keeps; about the nearest to the middle first.
+
+        Rows of patches are looked at from the middle on, and of a wide row some at a time.
+        """
+        middle = tuple(n[len(n) // 2] for n in numbers)
+        if self.holes is None:
+            yield middle
+            return
+        steps = (1, *(TRIAL_WIDTH for _ in numbers[1:]))
+        parts = [_outwards(n, step) for n, step in zip(numbers, steps, strict=True)]
+        for part in itertools.islice(itertools.product(*parts), TRIAL_LOOKS):
+            tables = Tables.of(plan.recipe, plan.box, part)
+            kept = self.holes.kept(tables, 0)
+            if kept is None:
+                kept = np.ones([len(n) for n in part[1:]], dtype=bool)
+            places = np.argwhere(kept) + [n.start for n in part[1:]]
+            order = np.argsort(np.abs(places - middle[1:]).sum(axis=1), kind="stable")
+            for others in places[order[:TRIAL_PATCHES]].tolist():
+                yield part[0][0], *others
 
     def recorder(self, site: Site) -> Recorder:
         """This process's own file of records."""
@@ -290,6 +296,16 @@ class Worker:
             peak_bytes=outcome.peak_bytes,
         )
         return outcome
+
+
+def _outwards(numbers: range, step: int) -> Iterator[range]:
+    """Numbers of an axis, some at a time: the middle ones, then those before and after."""
+    pieces = -(-len(numbers) // step)
+    middle = len(numbers) // 2 // step
+    order = (m for d in range(TRIAL_LOOKS) for m in dict.fromkeys((middle - d, middle + d)))
+    for piece in order:
+        if 0 <= piece < pieces:
+            yield numbers[piece * step : (piece + 1) * step]
 
 
 def _state(stream: Stream) -> str:
