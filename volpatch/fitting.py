@@ -159,9 +159,12 @@ def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError
         ways.append("smaller chunks" if region is None else "a smaller region")
         ways.append("a smaller patch")
     ways.append(f"memory_limit='{-(-smallest.peak // 2**20)}MiB'")
+    apart = ""
+    if draft.held:
+        apart = f" (the {show_bytes(draft.held)} that this process held before are not counted)"
     what = "the region" if region else "even the smallest region,"
     return MemoryLimitError(
         f"{what} {times(smallest.region)}, needs {show_bytes(smallest.peak)} with "
-        f"{smallest.running} workers, over the limit of {show_bytes(draft.memory_limit)}; the "
-        f"largest part is {name} with {show_bytes(size)}. Choose {' or '.join(ways)}"
+        f"{smallest.running} workers, over the limit of {show_bytes(draft.memory_limit)}{apart}; "
+        f"the largest part is {name} with {show_bytes(size)}. Choose {' or '.join(ways)}"
     )

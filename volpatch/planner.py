@@ -125,6 +125,15 @@ class AxisPieces:
         return map(self.bounds, sorted({0, min(1, n - 1), n // 2, max(0, n - 2), n - 1}))
 
 
+def held_before(resident: int) -> int:
+    """Bytes of a process that are data of its own, when `resident` is all it holds.
+
+    >>> held_before(PARENT_BYTES + 10), held_before(2**20)
+    (10, 0)
+    """
+    return max(0, resident - PARENT_BYTES)
+
+
 def needed(axis: AxisGrid, own: bool, start: int, stop: int) -> range:
     """Numbers of the patches that give a value to a voxel of [start, stop)."""
     return axis.owning(start, stop) if own else axis.touching(start, stop)
@@ -179,8 +188,10 @@ class Plan:
     read_layer : planes that are read at once along the first patched axis.
     chunks, shards : of the output along the patched axes.
     memory_limit, func_memory : bytes, in all and of one running call (None: not known yet).
+    held : bytes that this process holds of its own, such as arrays of a notebook. They are
+        no part of what the run needs, and `memory_limit` does not bound them.
     resident, parent : bytes that a worker's interpreter, and that of the process that
-        started it, were seen to hold; 0 before a trial.
+        started it, were seen to hold besides; 0 before a trial.
     mask : how the cells of a mask lie on the volume.
     incomparable : what the functions carry that another process could not compare, so that
         it could not go on with the run.
@@ -202,6 +213,7 @@ class Plan:
     func_memory: int | None = None
     calls: int | None = None
     free_disk: int | None = None
+    held: int = 0
     resident: int = 0
     parent: int = 0
     mask: str | None = None
@@ -399,16 +411,6 @@ class Plan:
             terms["finalize"] = FINALIZE_COPIES * planes * face * blended
         return terms
 
-    @property
-    def peak_per_worker(self) -> int:
-        """Bytes that one worker needs at its peak, without its interpreter."""
-        return sum(self.memory.values())
-
-    @property
-    def running(self) -> int:
-        """Workers that have something to do."""
-        return max(1, min(self.workers, self.n_regions))
-
     def _shares(self, figures: list[Figures]) -> int:
         """Bytes of what is looked up of the patches of a region, twice while it is made."""
         patch = self.recipe.grid.patch
@@ -428,6 +430,16 @@ class Plan:
         return RECORD_BYTES * layer + KNOWN_BYTES * face * layer + self.n_regions
 
     @property
+    def peak_per_worker(self) -> int:
+        """Bytes that one worker needs at its peak, without its interpreter."""
+        return sum(self.memory.values())
+
+    @property
+    def running(self) -> int:
+        """Workers that have something to do."""
+        return max(1, min(self.workers, self.n_regions))
+
+    @property
     def interpreters(self) -> int:
         """Bytes of all interpreters, with what they have imported and compiled."""
         worker = max(INTERPRETER_BYTES, self.resident)
@@ -437,7 +449,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes that the whole run needs at its peak, interpreters included."""
+        """Bytes that the whole run needs at its peak, interpreters included, `held` not."""
         return self.interpreters + self.running * self.peak_per_worker
 
     # -- text --------------------------------------------------------------------------
@@ -476,15 +488,17 @@ class Plan:
             f"          {self.running} x {show_bytes(self.peak_per_worker)} "
             f"+ {show_bytes(self.interpreters)} interpreters",
         ]
+        if self.held:
+            lines.append(f"          and {show_bytes(self.held)} that this process held before")
+        if not short:
+            for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
+                note = " (assumed)" if term == "function" and self.func_memory is None else ""
+                lines.append(f"          {show_bytes(number):>10}  {term}{note}")
         if self.incomparable:
             lines += [
                 f"resume    not after a kill: {some(self.incomparable)} cannot be compared;",
                 "          version=TEXT, which replaces the comparison, would help",
             ]
-        if not short:
-            for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
-                note = " (assumed)" if term == "function" and self.func_memory is None else ""
-                lines.append(f"          {show_bytes(number):>10}  {term}{note}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -509,6 +523,7 @@ class Plan:
             "peak_bytes_per_worker": self.peak_per_worker,
             "memory_bytes_per_worker": self.memory,
             "interpreter_bytes": self.interpreters,
+            "held_bytes": self.held,
             "incomparable": list(self.incomparable),
             "memory_limit_bytes": self.memory_limit,
         }

@@ -20,7 +20,7 @@ from volpatch.geometry import per_axis, whole_number
 from volpatch.layout import CHANNELS, SPATIAL, Layout, write_units
 from volpatch.masks import places_of, skips_of
 from volpatch.options import BlendOptions, JobOptions, Sizes, check_names
-from volpatch.planner import BACKENDS, Plan, Volume
+from volpatch.planner import BACKENDS, Plan, Volume, held_before
 from volpatch.storage.opening import missing_of, open_source, source_of, with_missing
 from volpatch.storage.source import Source
 from volpatch.storage.target import TargetSpec
@@ -124,6 +124,7 @@ def make_draft(
         func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
         calls=whole_counts(options.get("calls"), None, "calls"),
         free_disk=_free_disk(target),
+        held=held_before(machine.resident_bytes()),
         words={
             "options": {**options, "missing": missing_of(source)},
             "function": function,

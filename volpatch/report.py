@@ -21,6 +21,7 @@ class RunReport:
     seconds : wall time; `phases` sums the time of all workers, per phase.
     clipped : values that did not fit the output's dtype, and were clipped to it.
     peak_bytes, predicted_bytes : memory of all processes of the run, at most.
+    held_bytes : that this process held of its own before; not part of these.
     encoded_bytes : size of the objects that were written.
     complete : whether the output is under its name now; a part may leave work to others.
     regions_before : regions that were done before this run, by one that was ended or by others.
@@ -39,6 +40,7 @@ class RunReport:
     redundancy: float
     predicted_bytes: int
     peak_bytes: int
+    held_bytes: int
     stats: Stats = field(default_factory=Stats)
     encoded_bytes: int = 0
     raw_bytes: int = 0
@@ -84,6 +86,7 @@ class RunReport:
             "encoded_bytes": self.encoded_bytes,
             "clipped": self.stats.clipped,
             "peak_bytes": self.peak_bytes,
+            "held_bytes": self.held_bytes,
             "predicted_bytes": self.predicted_bytes,
             "phase_seconds": dict(self.stats.seconds),
         }
@@ -110,6 +113,7 @@ class RunReport:
             ]
             lines += [f"remark    {remark}" for remark in self.remarks]
             return "\n".join([*lines, f"complete  {self._completion}"])
+        held = f"; {show_bytes(self.held_bytes)} held before" if self.held_bytes else ""
         before = f" ({self.regions_before:,} done before)" if self.regions_before else ""
         return "\n".join(
             [
@@ -122,7 +126,7 @@ class RunReport:
                 f"{self.workers} {self.backend}",
                 f"spent     {phases}",
                 f"memory    {show_bytes(self.peak_bytes)} at the peak, "
-                f"{show_bytes(self.predicted_bytes)} predicted",
+                f"{show_bytes(self.predicted_bytes)} predicted{held}",
                 f"clipped   {self.stats.clipped:,} values",
                 f"complete  {self._completion}",
             ]

@@ -130,7 +130,7 @@ class Request:
             recipe=trial.recipe,
             func_memory=memory,
             resident=trial.resident,
-            parent=machine.resident_bytes(),
+            parent=max(0, machine.resident_bytes() - draft.held),
         )
         if not finished:
             plan = fitted(plan, region)
@@ -475,7 +475,8 @@ def _report(request: Request, settled: Settled, run: Run | None, *, complete: bo
         backend=plan.backend,
         redundancy=plan.redundancy,
         predicted_bytes=plan.peak,
-        peak_bytes=machine.peak_bytes(),
+        peak_bytes=max(0, machine.peak_bytes() - plan.held),
+        held_bytes=plan.held,
         raw_bytes=plan.bytes_written,
         source_itemsize=request.source.dtype.itemsize,
         complete=complete,
@@ -489,6 +490,6 @@ def _report(request: Request, settled: Settled, run: Run | None, *, complete: bo
         report,
         stats=run.stats,
         encoded_bytes=run.encoded_bytes,
-        peak_bytes=run.peak_bytes,
+        peak_bytes=max(0, run.peak_bytes - plan.held),
         regions_before=run.before,
     )

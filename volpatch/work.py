@@ -198,7 +198,9 @@ class Worker:
 
         recipe = learn(recipe, call(recipe), self.finalize)
         warm_up(recipe)
-        resident = machine.resident_bytes()
+        # threads share their process with what it held before; processes begin with nothing
+        before = plan.held if plan.backend == "threads" else 0
+        resident = max(0, machine.resident_bytes() - before)
         begin = time.perf_counter()
         taken = machine.growth(lambda: call(recipe))
         return Trial(recipe, taken, resident, time.perf_counter() - begin)
