@@ -489,3 +489,21 @@ def test_only_arrays_are_taken():
 def test_public_names_resolve():
     for name in volpatch.__all__:
         assert getattr(volpatch, name) is not None
+
+
+def slanted(patch):
+    """Values that depend on the whole patch, so that a misplaced patch shows."""
+    return patch * np.float32(0.5) + patch.flat[0] - patch.flat[-1]
+
+
+@pytest.mark.parametrize("window", ["hann", "crop"])
+@pytest.mark.parametrize("skip", [None, 0.2])
+def test_a_volume_of_many_rows_of_patches_is_blended_as_one_of_few(window, skip):
+    volume = np.random.default_rng(1).random((2300, 3, 5)).astype(np.float32)
+    volume[700:1200] *= 0.1
+    options = {"patch": (64, 2, 3), "stride": (1, 1, 2), "window": window, "skip": skip}
+    long = map_patches(slanted, volume, **options, fill=0)
+    for start in (0, 1000, 2100):  # far fewer rows than are looked up at a time
+        part = (slice(start, start + 150), slice(None), slice(None))
+        short = map_patches(slanted, volume, **options, roi=part, fill=0)
+        assert np.array_equal(short, long[part], equal_nan=True)

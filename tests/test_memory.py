@@ -157,6 +157,118 @@ def test_memory_does_not_follow_the_volume(tmp_path):
     assert peaks["wider"] <= 1.1 * peaks["small"]
 
 
+# what a header claims costs nothing: no chunk of the volume is on the disk
+CLAIMED = """
+import json, resource, sys
+import numpy as np
+import volpatch, zarr
+
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
+folder, shape, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+zarr.create_array(folder + "/in.zarr", shape=shape, dtype="uint8", chunks=(64, 64, 64))
+calls = []
+
+def function(patch):
+    calls.append(patch.shape)
+    if len(calls) > 20:
+        raise ValueError("that is enough")
+    return patch
+
+options.update(patch=32, workers=2, memory_limit="1GiB", dtype="uint8")
+if "mask" in options:
+    options["mask"] = np.ones(options["mask"], bool)
+if "skip" in options:
+    options["skip"] = lambda patch: len(calls) % 2
+said, plan = None, volpatch.plan(folder + "/in.zarr", **options)
+figures = plan.to_json()
+try:
+    volpatch.run(function, folder + "/in.zarr", folder + "/out.zarr", fail_fast=True, **options)
+except volpatch.FunctionError as error:
+    said = str(error)
+figures.update(said=said, measured=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(json.dumps(figures))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "needed"),
+    [
+        ((2**40, 64, 64), {}, (2**36 - 1) * 3**2),
+        ((64, 64, 2**40), {"window": "crop", "skip": True}, (2**36 - 1) * 3**2),
+        ((2**36, 2**20, 64), {"mask": (8, 2, 1)}, (2**32 - 1) * (2**16 - 1) * 3),
+    ],
+)
+def test_a_volume_that_only_claims_its_size_is_planned_and_begun_in_little_memory(
+    tmp_path, shape, options, needed
+):
+    arguments = [str(tmp_path), json.dumps(shape), json.dumps(options)]
+    done = subprocess.run(
+        [sys.executable, "-c", CLAIMED, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["patches_needed"] == needed
+    assert figures["patches_computed"] >= needed
+    assert "raised ValueError on patch" in figures["said"]
+    assert figures["said"].endswith("that is enough")
+    assert figures["measured"] <= figures["peak_bytes"] <= 1024 * MIB
+
+
+# a notebook, or a script that made its input
+HOLDS = """
+import json, sys
+import numpy as np
+import volpatch
+from tests.helpers_functions import half
+from volpatch import machine
+
+held = np.ones(600 * 2**20, np.uint8)
+options = json.loads(sys.argv[1])
+planned = {name: value for name, value in options.items() if name != "target"}
+plan = volpatch.plan(**planned)
+try:
+    volpatch.run(half, **options | {"memory_limit": "100MiB"})
+except volpatch.MemoryLimitError as error:
+    said = str(error)
+report = volpatch.run(half, **options, durability="process")
+print(json.dumps({
+    "plan": plan.explain(), "figures": plan.to_json(), "said": said, "text": repr(report),
+    "report": report.to_json(), "most": machine.peak_bytes(), "sum": int(held.sum()),
+}))
+"""
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_what_a_process_held_before_is_told_apart_from_what_the_run_needs(tmp_path, backend):
+    limit = 500 if backend == "threads" else 900
+    options = {
+        "source": store(tmp_path / "in.zarr", (65, 130, 130)),
+        "target": str(tmp_path / "out.zarr"),
+        "patch": 32,
+        "chunks": 64,
+        "workers": 2,
+        "backend": backend,
+        "memory_limit": f"{limit}MiB",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", HOLDS, json.dumps(options)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    held, report = told["figures"]["held_bytes"], told["report"]
+    assert 500 * MIB <= held <= 700 * MIB
+    assert "that this process held before" in told["plan"]
+    assert "that this process held before are not counted); the largest part is" in told["said"]
+    assert "held before" in told["text"]
+    assert report["peak_bytes"] <= report["predicted_bytes"] <= limit * MIB
+    if backend == "threads":  # all that was there, and what the run took besides
+        assert report["peak_bytes"] + report["held_bytes"] == pytest.approx(told["most"], rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 def test_memory_does_not_follow_big_volumes(tmp_path, backend):
@@ -195,3 +307,50 @@ def test_memory_table(tmp_path, shards, dtype, function, backend):
         backend=backend,
         memory_limit="1200MiB" if backend == "threads" else "1600MiB",
     )
+
+
+# calls of a function that brought something along, so that nothing but what is counted is free
+LONG = """
+import json, sys
+import numpy as np
+import volpatch
+from volpatch import machine
+
+brought, seen = [], []
+
+def function(patch):
+    if not brought:
+        brought.append(np.ones(120 * 2**20, np.uint8))
+    seen.append(machine.resident_bytes() if len(seen) % 500 == 0 else 0)
+    return patch * np.float32(0.5)
+
+report = volpatch.run(function, **json.loads(sys.argv[1]), durability="process")
+print(json.dumps({"report": report.to_json(), "seen": [n for n in seen if n]}))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_in_a_long_run(tmp_path):
+    source = str(tmp_path / "in.zarr")
+    zarr.create_array(source, shape=(2048, 256, 256), dtype="uint8", chunks=(32, 64, 64))
+    options = {
+        "source": source,
+        "target": str(tmp_path / "out.zarr"),
+        "patch": 16,
+        "chunks": 32,
+        "region": (256, 64, 64),
+        "dtype": "uint8",
+        "workers": 2,
+        "memory_limit": "500MiB",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LONG, json.dumps(options)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    report, seen = told["report"], told["seen"]
+    assert report["calls"] > 250_000
+    assert report["regions"] == 128
+    assert report["peak_bytes"] <= report["predicted_bytes"]
+    quarter = len(seen) // 4
+    assert max(seen[-quarter:]) <= max(seen[quarter : 2 * quarter]) + 2 * MIB

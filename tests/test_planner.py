@@ -127,6 +127,43 @@ def test_bytes_read_are_those_of_the_chunks_under_every_region(drawn):
     assert plan.bytes_read == total
 
 
+@given(st.data())
+@settings(max_examples=60)
+def test_sums_over_many_regions_are_those_of_walking_over_each(data):
+    size = data.draw(st.integers(400, 3000))
+    patch = data.draw(st.integers(1, 40))
+    edge = data.draw(st.sampled_from(["shift", "pad", "drop"]))
+    options = {
+        "patch": (patch, 1),
+        "stride": (data.draw(st.integers(1, 50)), 1),
+        "offset": (data.draw(st.sampled_from([0, 7, 300])), 0),
+        "window": data.draw(st.sampled_from(["hann", "crop"])),
+        "edge": (edge, "shift"),
+        "fill": 0,
+        "chunks": (unit := data.draw(st.integers(1, 20)), 1),
+        "region": (unit * data.draw(st.integers(1, 3)), 1),
+        "roi": [slice(data.draw(st.integers(0, 90)), size - data.draw(st.integers(0, 90))), 0],
+        "dtype": "uint16",
+        "memory_limit": "8GiB",
+    }
+    options["roi"][1] = slice(0, 1)
+    source = stored((size, 1), chunks=(data.draw(st.integers(1, 90)), 1))
+    plan = volpatch.plan(source, **options)
+    counts, voxels, (axis, _) = 0, 0, plan.recipe.grid.axes
+    spans = [axis.own(i) if plan.recipe.crop else axis.span(i) for i in range(axis.count)]
+    for _, box in boxes(plan):
+        start, stop = box.start[0], box.stop[0]
+        near = [i for i, (a, b) in enumerate(spans) if max(a, start) < min(b, stop)]
+        counts += len(near)
+        if near:
+            chunk = source.chunks[0]
+            low = axis.start(near[0]) // chunk * chunk
+            end = min(axis.start(near[-1]) + axis.patch, axis.size)
+            voxels += min(-(-end // chunk) * chunk, axis.size) - low
+    assert plan.patches_computed == counts
+    assert plan.bytes_read == 2 * voxels * max(1, source.chunks[0] // plan.read_layer)
+
+
 @pytest.mark.parametrize(
     ("region", "redundancy"),
     [
@@ -268,6 +305,16 @@ def test_there_are_as_many_regions_as_workers(shape, workers):
     )
     assert plan.n_regions >= workers
     assert plan.running == workers
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_an_interpreter_may_come_to_hold_more_than_at_its_trial(backend):
+    plan = volpatch.plan(stored((64,) * 3), patch=32, chunks=32, workers=2, backend=backend)
+    resident = 400 * MIB
+    tried = replace(plan, resident=resident)
+    count = 1 if backend == "threads" else 2
+    assert tried.interpreters >= plan.interpreters
+    assert tried.interpreters - count * resident >= 16 * MIB
 
 
 def test_a_stride_that_shares_nothing_with_the_chunks_still_fits():

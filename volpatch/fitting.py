@@ -138,9 +138,13 @@ def _best(draft: Plan, region: Sequence[int] | None) -> Plan | None:
 
 
 def _smallest(draft: Plan, region: Sequence[int] | None) -> Plan:
-    """The draft with the smallest regions that are tried, read in the thinnest layers."""
-    *_, edges = _candidates(draft, region)
-    return replace(draft, region=edges, read_layer=_read_layers(draft)[-1])
+    """The draft with the regions that need least, read in the thinnest layers.
+
+    They are the smallest, unless there are so many that to keep account of them needs more.
+    """
+    layer = _read_layers(draft)[-1]
+    plans = [replace(draft, region=e, read_layer=layer) for e in _candidates(draft, region)]
+    return min(reversed(plans), key=lambda plan: plan.peak)
 
 
 def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError:

@@ -114,7 +114,7 @@ def end_with_parent() -> None:
 
 def growth(call: Callable[[], object]) -> int:
     """Bytes by which memory rises, at its highest, while `call` runs."""
-    _trim()
+    give_back()
     before = resident_bytes()
     forget_peak()
     result = call()
@@ -123,7 +123,7 @@ def growth(call: Callable[[], object]) -> int:
     return max(0, taken)
 
 
-def _trim() -> None:
+def give_back() -> None:
     """Give freed memory back to the system, so that taking it again shows."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -31,6 +31,9 @@ from volpatch.tables import rows_at_once
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20
 PARENT_BYTES = 160 * 2**20
+# what a thread comes to hold after a trial: its stack, and memory that the allocator keeps in
+# pieces between others
+KEPT_BYTES = 8 * 2**20
 # stored chunks that one reader keeps on their way from the store to the ring
 CHUNKS_IN_FLIGHT = 4
 # blended block, and what `finalize` makes of it: argmax over channels copies all once more
@@ -427,7 +430,8 @@ class Plan:
             -(-n // u) for n, u in zip(_largest_pieces(self.axes), self.unit, strict=True)
         )
         layer = math.prod(rest)
-        return RECORD_BYTES * layer + KNOWN_BYTES * face * layer + self.n_regions
+        all_regions = -(-self.n_regions // self.running)  # once for all workers
+        return RECORD_BYTES * layer + KNOWN_BYTES * face * layer + all_regions
 
     @property
     def peak_per_worker(self) -> int:
@@ -442,7 +446,9 @@ class Plan:
     @property
     def interpreters(self) -> int:
         """Bytes of all interpreters, with what they have imported and compiled."""
-        worker = max(INTERPRETER_BYTES, self.resident)
+        threads = self.running if self.backend == "threads" else 1
+        settled = self.resident + threads * KEPT_BYTES if self.resident else 0
+        worker = max(INTERPRETER_BYTES, settled)
         if self.backend == "threads":
             return worker
         return max(PARENT_BYTES, self.parent) + self.running * worker

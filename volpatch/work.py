@@ -252,6 +252,7 @@ class Worker:
     ) -> Outcome:
         """Compute a task's box and write it, with a record of every layer that is finished."""
         plan, box = job.plan, task.box
+        machine.give_back()  # what the region before left in pieces, which would add up
         start, extent = placed(plan, task.lead, box)
         log = self.recorder(job.site)
         log.write("start", task.region, attempt=task.attempt)
