@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import dask
 import dask.array as da
@@ -303,6 +304,26 @@ def test_coverage_counts_patches():
     for box in grid:
         wanted[box.slices] += 1
     np.testing.assert_array_equal(counts.compute(), wanted)
+
+
+@pytest.mark.parametrize("edge", ["shift", "pad", "drop"])
+@pytest.mark.parametrize(("patch", "stride", "offset"), [(5, 2, 3), (3, 7, 0), (30, 1, 1)])
+def test_coverage_of_every_edge(edge, patch, stride, offset):
+    grid = PatchGrid((31,), patch, stride, edge=edge, offset=offset)
+    wanted = np.zeros(grid.axes[0].padded, int)
+    for box in grid:
+        wanted[box.slices] += 1
+    np.testing.assert_array_equal(volpatch.coverage(grid, chunks=7).compute(), wanted[:31])
+
+
+def test_coverage_of_a_huge_grid_is_counted_where_it_is_looked_at():
+    tracemalloc.start()
+    counts = volpatch.coverage(PatchGrid((2**27, 4), 4, 2), chunks=(2**20, 4))
+    near_end = counts[-3:].compute()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert near_end.tolist() == [[2] * 4, [1] * 4, [1] * 4]
+    assert peak < 2**27
 
 
 @given(problems(max_ndim=2), st.sampled_from(["hann", "crop"]), st.booleans())

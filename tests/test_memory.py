@@ -316,16 +316,19 @@ import numpy as np
 import volpatch
 from volpatch import machine
 
-brought, seen = [], []
+brought, seen, calls = [], [], 0
 
 def function(patch):
+    global calls
     if not brought:
         brought.append(np.ones(120 * 2**20, np.uint8))
-    seen.append(machine.resident_bytes() if len(seen) % 500 == 0 else 0)
+    calls += 1
+    if calls % 500 == 0:
+        seen.append(machine.resident_bytes())
     return patch * np.float32(0.5)
 
 report = volpatch.run(function, **json.loads(sys.argv[1]), durability="process")
-print(json.dumps({"report": report.to_json(), "seen": [n for n in seen if n]}))
+print(json.dumps({"report": report.to_json(), "seen": seen}))
 """
 
 

@@ -709,3 +709,15 @@ def test_volumes_that_do_not_go_together_are_refused():
         sample_patches({}, 4, 3)
     with pytest.raises(SettingError, match="volume 1 must be a NumPy"):
         sample_patches([image, 3], 4, 3)
+
+
+def test_what_only_claims_its_size_is_refused_before_anything_is_listed(tmp_path):
+    path, part = tmp_path / "claims.zarr", "at most 16,777,216 can be gone through"
+    zarr.create_array(path, shape=(2**40, 64, 64), dtype="uint8", chunks=(64, 64, 64))
+    with pytest.raises(SettingError, match=f"17,179,869,184 chunks of 64 .*{part}"):
+        sample_patches(str(path), 32, n=3)
+    thick = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2**40, 8), (0, 0))
+    with pytest.raises(SettingError, match=f"patches of 4 on an axis of 1099511627776.*{part}"):
+        iter_patches(thick, 4, stride=2)
+    with pytest.raises(SettingError, match=f"1,099,511,627,776 cells of where.*{part}"):
+        sample_patches(thick, 4, n=3, where=thick)

@@ -6,6 +6,7 @@ apart (data, names of axes), works on NumPy or dask, and puts the answer togethe
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from volpatch.adapt import check_chunks, is_dask, refuse_masked
 from volpatch.blender import Finalize, Stats
 from volpatch.errors import GridError, SettingError
 from volpatch.forms import by_axis, parse_roi, whole_counts
-from volpatch.geometry import Box, PatchGrid, check_grid
+from volpatch.geometry import AxisGrid, Box, PatchGrid, check_grid
 from volpatch.layout import CHANNELS, Layout, default_dims, distinct_names, refuse_beside_grid
 from volpatch.masks import places_of, skips_of
 from volpatch.memory import cut_patches, map_array, merge_box, reader
@@ -520,16 +521,23 @@ def coverage(grid: PatchGrid, *, chunks: Any = "auto") -> Any:
     )
     counts = []
     for number, (axis, own) in enumerate(zip(grid.axes, sizes, strict=True)):
-        changes = np.zeros(axis.size + 1, dtype=np.int64)
-        for start in axis.starts:
-            changes[start] += 1
-            changes[min(start + axis.patch, axis.size)] -= 1
-        shape = [1] * grid.ndim
-        shape[number] = axis.size
-        along = np.cumsum(changes[:-1]).reshape(shape)
-        own_chunks = [own if n > 1 else 1 for n in shape]
-        counts.append(da.from_array(along, chunks=own_chunks))  # type: ignore[no-untyped-call]
+        voxels = da.arange(axis.size, chunks=(own,), dtype=np.int64)
+        count = functools.partial(_visits, axis)
+        along = voxels.map_blocks(count, dtype=np.int64, meta=np.empty(0, np.int64))
+        counts.append(along[(..., *(None for _ in range(number + 1, grid.ndim)))])
     total = counts[0]
     for one in counts[1:]:
         total = total * one
     return total
+
+
+def _visits(axis: AxisGrid, voxels: Array) -> Array:
+    """How many patches cover each of some voxels of an axis."""
+
+    def begun(place: Array) -> Array:
+        """Patches that start at a place or before it."""
+        regular = np.clip((place - axis.offset) // axis.stride + 1, 0, max(0, axis.count - 1))
+        last = axis.count > 0 and place >= axis.start(axis.count - 1)
+        return np.where(last, axis.count, regular)
+
+    return begun(voxels) - begun(voxels - axis.patch)

@@ -25,8 +25,7 @@ from volpatch.forms import printable, show_bytes
 from volpatch.geometry import AxisGrid, Box
 from volpatch.html import table_of_text
 from volpatch.layout import Layout
-from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe
-from volpatch.tables import rows_at_once
+from volpatch.recipe import FINALIZE_PLANES, Mode, Recipe, rows_at_once
 
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20

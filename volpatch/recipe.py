@@ -25,12 +25,19 @@ FLOAT_MAGNITUDE = 2**16
 FLOAT32_AXES = 5
 # of small patches that are cut at a time: they are in cache still when the function gets them
 TOGETHER_BYTES = 2**19
+# of shares that are looked up at a time along the axis that is streamed
+TABLE_BYTES = 2**19
 # that `finalize` is given at a time, to bound what it makes of them
 FINALIZE_PLANES = 8
 
 DType = np.dtype[Any]
 REDUCTIONS = ("mean", "sum", "max", "min")
 NAN_RULES = ("propagate", "omit", "raise")
+
+
+def rows_at_once(patch: int) -> int:
+    """Patches along one axis whose shares are small beside all else."""
+    return max(1, TABLE_BYTES // (8 * patch))
 
 
 class Mode(enum.Enum):

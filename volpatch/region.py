@@ -27,9 +27,9 @@ from volpatch.blender import Blender, Finalize, Sink, Stats, finalized, name_of
 from volpatch.errors import FunctionError, SettingError, blamed
 from volpatch.geometry import Box, PatchGrid
 from volpatch.kernels import cut
-from volpatch.recipe import Recipe
+from volpatch.recipe import Recipe, rows_at_once
 from volpatch.rounding import convert
-from volpatch.tables import Ring, Tables, relevant, rows_at_once
+from volpatch.tables import Ring, Tables, relevant
 
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.geometry import Box, PatchGrid
-from volpatch.recipe import Mode, Recipe
+from volpatch.recipe import Mode, Recipe, rows_at_once
 from volpatch.window import axis_shares, counted
 
 Array = NDArray[Any]
-TABLE_BYTES = 2**19  # of shares that are made at a time
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,6 @@ class Tables:
             number, i = divmod(number, len(chosen))
             where.append(chosen[i])
         return tuple(reversed(where))
-
-
-def rows_at_once(patch: int) -> int:
-    """Patches along one axis whose shares are small beside all else."""
-    return max(1, TABLE_BYTES // (8 * patch))
 
 
 def _some(numbers: range, patch: int) -> Iterator[range]:

@@ -32,7 +32,7 @@ from volpatch.layout import Layout, refuse_beside_grid
 from volpatch.options import Sizes
 from volpatch.recipe import Recipe
 from volpatch.region import Read, reach_of, read_padded
-from volpatch.sampling.views import View, borders_of, channels_of, reader
+from volpatch.sampling.views import View, borders_of, channels_of, check_listed, reader
 from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
@@ -187,6 +187,8 @@ class Columns:
     def fit(cls, recipe: Recipe, view: View, layout: Layout, memory: int) -> Columns:
         """The widest columns whose buffer fits; narrower ones first, thinner layers after."""
         grid = recipe.grid
+        for axis in grid.axes:
+            check_listed(axis.count, f"patches of {axis.patch} on an axis of {axis.size} voxels")
         stored = [
             borders_of(axis.size, axis.patch) if view.borders is None else view.borders[i]
             for axis, i in zip(grid.axes, layout.patched, strict=True)

@@ -16,7 +16,7 @@ from volpatch.errors import SettingError
 from volpatch.geometry import Box
 from volpatch.holes import Cells as Axis
 from volpatch.masks import Place, axis_cells, places_of
-from volpatch.sampling.views import View
+from volpatch.sampling.views import View, check_listed
 from volpatch.storage.opening import open_source
 from volpatch.storage.source import Source
 
@@ -195,6 +195,8 @@ class Marks:
                 f"{what} has shape {view.shape}, but the patched axes have {tuple(shape)} voxels; "
                 f"it must have as many axes, each as long or shorter (a coarser grid)"
             )
+        for count in counts:
+            check_listed(count, f"cells of {what} along one axis")
         if what == "balance" and view.dtype.kind not in "biu":
             raise SettingError(f"balance must hold whole numbers, the classes; got {view.dtype}")
         cells = tuple(

@@ -22,6 +22,9 @@ from volpatch.storage.source import Source
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
+# chunks, patches or cells along one axis that are listed: more would take more memory than they
+# are worth, and what claims to have them is hardly there
+MOST_LISTED = 2**24
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,20 @@ def _said(selection: tuple[slice, ...]) -> str:
     return f"[{', '.join(f'{one.start}:{one.stop}' for one in selection)}]"
 
 
+def check_listed(count: int, what: str) -> None:
+    """Refuse to list what would fill the memory."""
+    if count > MOST_LISTED:
+        raise SettingError(
+            f"there are {count:,} {what}, and at most {MOST_LISTED:,} can be gone through; "
+            f"open a part of the volume, or sample one that is stored in larger chunks"
+        )
+
+
 def borders_of(size: int, chunk: int | tuple[int, ...]) -> Ints:
     if isinstance(chunk, tuple):
         kept = [c for c in chunk if c]
         return np.cumsum([0, *kept], dtype=np.int64)
+    check_listed(-(-size // max(1, chunk)), f"chunks of {chunk} on an axis of {size} voxels")
     return np.append(np.arange(0, size, max(1, chunk), dtype=np.int64), size)
 
 
