@@ -14,6 +14,9 @@ import psutil
 import pytest
 import zarr
 
+import volpatch
+from volpatch import MemoryLimitError
+
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
 # a fresh interpreter: what pytest holds must not be measured
@@ -216,6 +219,14 @@ def test_a_volume_that_only_claims_its_size_is_planned_and_begun_in_little_memor
     assert "raised ValueError on patch" in figures["said"]
     assert figures["said"].endswith("that is enough")
     assert figures["measured"] <= figures["peak_bytes"] <= 1024 * MIB
+
+
+def test_chunks_too_big_to_read_are_refused_before_any_is_read(tmp_path):
+    path, calls = tmp_path / "in.zarr", []
+    zarr.create_array(path, shape=(64, 2**30), dtype="uint8", chunks=(64, 2**26))
+    with pytest.raises(MemoryLimitError, match="largest part is stored chunks being read with"):
+        volpatch.run(calls.append, path, tmp_path / "out.zarr", patch=16, memory_limit="4GiB")
+    assert calls == []
 
 
 # a notebook, or a script that made its input

@@ -48,6 +48,19 @@ def fit(draft: Plan, *, region: Sequence[int] | None, fewer_workers: bool) -> Pl
     raise _nothing_fits(draft, region)
 
 
+def check_reading(draft: Plan, region: Sequence[int] | None) -> None:
+    """Refuse what no region can make fit, before anything is read: chunks too big to read.
+
+    Raises
+    ------
+    MemoryLimitError
+        As `fit` would.
+    """
+    alone = replace(draft, workers=1)
+    if alone.interpreters + alone.memory["stored chunks being read"] > draft.memory_limit:
+        raise _nothing_fits(draft, region)
+
+
 def _check_region(draft: Plan, region: Sequence[int]) -> None:
     for name, edge, unit, size in zip(
         draft.layout.patched_dims, region, draft.unit, draft.box.shape, strict=True

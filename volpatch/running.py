@@ -26,6 +26,7 @@ import numpy as np
 from volpatch import job as jobs
 from volpatch import machine
 from volpatch.errors import RunError, SettingError, TargetError
+from volpatch.fitting import check_reading
 from volpatch.functions import FunctionSpec
 from volpatch.gone import GoneReader, remembered
 from volpatch.identity import Carried, identity
@@ -400,8 +401,9 @@ def _drop(work: WorkTree) -> None:
 
 def _begin(request: Request, pool: Pool) -> Settled:
     """Try the function, and make the plan, unless another process was first."""
-    work = request.work
-    settled = request.settled(pool.one("trial", request.draft))
+    work, draft = request.work, request.draft
+    check_reading(draft, asked_region(draft))
+    settled = request.settled(pool.one("trial", draft))
     if request.starts_over or work.is_leftover:
         with work.unused():
             work.discard()
