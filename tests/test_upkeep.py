@@ -667,3 +667,11 @@ def test_an_output_that_was_put_there_meanwhile_is_kept(here):
     shutil.rmtree(target)
     assert volpatch.commit(target) == str(target)
     assert volpatch.verify(target).ok
+
+
+def test_more_units_than_there_is_memory_to_count_are_not_checked(finished, monkeypatch):
+    units = sum(key.startswith("scale0/image/c/") for key in keys(finished))
+    monkeypatch.setattr("volpatch.machine.memory_granted", lambda: 2 * units - 1)
+    says = f"has {units} write units.* two bytes each, more than the {2 * units - 1} that are free"
+    with pytest.raises(RunError, match=says):
+        volpatch.verify(finished)

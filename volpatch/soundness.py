@@ -91,7 +91,7 @@ def _is_countable(value: Any) -> bool:
 
 def _is_output(value: Any) -> bool:
     try:
-        return _is_countable(TargetSpec.from_json(value).n_units)
+        return is_count(TargetSpec.from_json(value).n_units, 1)
     except (SettingError, TypeError, ValueError, AttributeError, OverflowError):
         return False
 

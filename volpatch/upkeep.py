@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch import machine
-from volpatch.errors import IncompleteError, TargetError
+from volpatch.errors import IncompleteError, RunError, TargetError
 from volpatch.flight import in_flight
 from volpatch.forms import show_numbers
 from volpatch.html import table_of_text
@@ -303,6 +303,12 @@ def verify(target: str | os.PathLike[str], *, deep: bool = False) -> Verificatio
 def check_units(place: Place, found: Verification) -> set[int]:
     """Note the units that are not as recorded; gives their numbers, the unrecorded included."""
     spec = place.spec
+    if 2 * spec.n_units > machine.memory_granted():
+        raise RunError(
+            f"{str(place.target)!r} has {spec.n_units:,} write units, and to check them takes two "
+            f"bytes each, more than the {machine.memory_granted():,} that are free; check it on a "
+            f"machine with more memory"
+        )
     good: NDArray[np.bool_] = np.zeros(spec.n_units, dtype=bool)
     known = good.copy()
     whys: dict[int, str] = {}
