@@ -30,7 +30,7 @@ from volpatch.storage.source import Source
 from volpatch.window import Window, sample
 
 # raised when the way patches are cut, blended or encoded changes any bit
-BLENDING_VERSION = 1
+BLENDING_VERSION = 2
 # functions that calls changed (one that counts them, say), by their digest -> as they were before
 _before_calls: dict[str, Any] = {}
 
