@@ -307,7 +307,7 @@ def test_what_may_lie_in_several_ways_is_named_and_not_drawn_from(tmp_path):
         sample_patches(along(12), {"x": 4}, 1, where=along(4, 3.0))
 
 
-def test_the_command_takes_a_factor_and_saves_it(tmp_path, monkeypatch, capsys):
+def test_the_command_takes_a_factor_and_saves_it(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     to_zarr(distinct((13, 8, 8)), "in.zarr", chunks=8)
     marks = np.zeros((4, 8, 8), "u1")
@@ -316,7 +316,7 @@ def test_the_command_takes_a_factor_and_saves_it(tmp_path, monkeypatch, capsys):
     words = ["--apply", "identity", "--patch", "1", "--stride", "1", "--fill", "0"]
     words += ["--mask", "mask.zarr", "--mask-factor", "4,1,1"]
     assert execute(["plan", "in.zarr", "out.zarr", *words, "-o", "job.json"]) == 0
-    assert "mask      cells of z 4, y 1, x 1 voxels\n" in capsys.readouterr().out
+    assert "mask      cells of z 4, y 1, x 1 voxels\n" in capfd.readouterr().out
     saved = json.loads((tmp_path / "job.json").read_text())["options"]
     assert saved["mask_factor"] == {"z": 4, "y": 1, "x": 1}
     assert execute(["run", "job.json", "--progress", "none"]) == 0

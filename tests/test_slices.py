@@ -139,20 +139,20 @@ def test_numbers_that_skip_one_are_refused_also_where_a_pattern_chose(tmp_path, 
     assert said in refused(folder)
 
 
-def test_files_that_are_no_images_are_passed_over_and_told_of(tmp_path, capsys):
+def test_files_that_are_no_images_are_passed_over_and_told_of(tmp_path, capfd):
     folder = slices(tmp_path / "scan", numbered("s_{}.tif"))
     for name in ("LICENSE", "notes.txt", "scan.json", "s.xml", "Thumbs.db", "z.log", ".hidden"):
         (folder / name).write_text("x")
     (folder / "old").mkdir()
     assert open_volume(folder).shape == (4, 5, 6)
     assert execute(["info", str(folder)]) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     told = "passed over: LICENSE, Thumbs.db, notes.txt, old, s.xml and 2 more"
     assert f"remark    {told}" in said
     assert execute(["plan", str(folder), "--patch", "4"]) == 0
-    assert f"          {told}\n" in capsys.readouterr().out
+    assert f"          {told}\n" in capfd.readouterr().out
     assert execute(["info", str(folder / "s_*"), "--format", "json"]) == 0
-    assert '"remarks": []' in capsys.readouterr().out
+    assert '"remarks": []' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["preview.png", "s_4.JPG", "all.h5", "s_4.dcm"])

@@ -175,8 +175,6 @@ def _number(value: Any) -> Any:
 def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file."""
     checksum = hashlib.sha256()
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise SettingError(f"{os.fspath(path)!r}, which the result depends on, is not a file")
     try:
         with open_file(path) as file:
             while block := file.read(2**20):
