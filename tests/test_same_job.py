@@ -478,7 +478,8 @@ def test_files_that_a_function_reads_are_compared_by_content_and_order(here):
     a.write_text("other")
     with pytest.raises(TargetError, match=rf"depends\.1 \({a}\) was .* and is now [^;]*$"):
         run(here, by_closure(1), depends=[a, b])
-    with pytest.raises(SettingError, match=r"a', which the result depends on, cannot be read: it is a folder"):
+    unread = r"a', which the result depends on, cannot be read: it is a folder"
+    with pytest.raises(SettingError, match=unread):
         run(here, by_closure(1), depends=a.parent)
 
 
