@@ -270,7 +270,10 @@ def run_job(
     **how
         overwrite, part, retries, fail_fast, durability, progress, announce: see `run`.
     """
-    job = jobs.load(job) if isinstance(job, str | os.PathLike) else job
+    if isinstance(job, str | os.PathLike):
+        job = jobs.load(job)
+    else:
+        job = jobs.checked(job, "the job")
     place = target or job["target"]
     if place is None:
         raise SettingError("the job names no target; plan again with one")
@@ -338,7 +341,7 @@ def retry(
             f"{str(place.target)!r} was made with a mask or a window that is an object, so the "
             f"run cannot be repeated from its records; call volpatch.run as before, which goes on"
         )
-    jobs.check(job, f"the plan of {str(place.target)!r}")
+    job = jobs.checked(job, f"the plan of {str(place.target)!r}")
     given = {"function": func, "setup": setup, "finalize": finalize}
     for name in ("function", "finalize"):
         if given[name] is None and job[name] is not None:

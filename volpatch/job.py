@@ -169,15 +169,16 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SettingError(
             f"{name!r} is no job file of this volpatch; `volpatch plan … -o {name}` makes one"
         )
-    check(job, repr(name))
-    return dict(job)
+    return checked(job, repr(name))
 
 
-def check(job: Mapping[str, Any], what: str) -> None:
-    """Refuse a job with fields that cannot be as they are."""
+def checked(job: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A job with all its fields, or an error that names the one that cannot be as it is."""
+    whole = {**dict.fromkeys(_KEYS), **job}
     for key, kinds in _KEYS.items():
-        if not isinstance(job.get(key), kinds):
+        if not isinstance(whole[key], kinds):
             raise SettingError(
-                f"{what} is damaged: its {key!r} is {job.get(key)!r}; plan again to make it anew"
+                f"{what} is damaged: its {key!r} is {whole[key]!r}; plan again to make it anew"
             )
-    check_names(job["options"], JobOptions)
+    check_names(whole["options"], JobOptions)
+    return whole

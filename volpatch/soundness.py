@@ -31,7 +31,7 @@ def is_count(value: Any, least: int = 0) -> bool:
 
 def _is_number(value: Any) -> bool:
     """A region or a unit: those that there are not are passed over by whoever counts them."""
-    return is_count(abs(value)) if isinstance(value, int) else False
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
 
 
 def _is_size(value: Any) -> bool:
@@ -127,7 +127,10 @@ def bad_field(plan: Mapping[str, Any]) -> str | None:
 
 
 def _first_bad(values: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
-    return next((name for name, check in checks.items() if not check(values.get(name))), None)
+    for name, check in checks.items():
+        if name not in values or not check(values[name]):
+            return name
+    return None
 
 
 # -- records -------------------------------------------------------------------------------
@@ -163,7 +166,8 @@ def is_event(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         return False
     checks = _EVENTS.get(value["kind"])
-    return checks is not None and _first_bad(value, checks) is None
+    placed = "region" not in value or _is_number(value["region"])
+    return checks is not None and placed and _first_bad(value, checks) is None
 
 
 _NOTE: Mapping[str, Check] = {
