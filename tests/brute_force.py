@@ -325,7 +325,8 @@ class Sums:
             visits = np.multiply.outer(visits, self.grid.visits(axis))
         if self.case.reduce == "sum":
             exact = result.kind in "biu" and size.max(initial=0) * unit <= 1
-            return 0 * size if exact else visits * unit * size
+            slack = 0 * size if exact else visits * unit * size
+            return np.where(size > Wide(info.max), np.inf, slack)  # beyond what can be summed
         steps = visits + 2 if single else visits + sum(per_axis) + len(per_axis)
         # one patch alone has a share of exactly 1
         steps = np.where(visits == 1, 1 if result.kind in "iu" and not single else 0, steps)
@@ -551,7 +552,8 @@ def as_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
     """In numbers that the dtype can hold: half to even, clipped, NaN as 0 for whole numbers."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return values.astype(dtype).astype(Wide)
+            # NumPy takes long double to half by way of single precision, and so rounds twice
+            return values.astype(np.float64).astype(dtype).astype(Wide)
     if dtype.kind == "b":
         return values
     info = np.iinfo(dtype)
