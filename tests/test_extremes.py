@@ -184,3 +184,15 @@ def test_a_last_patch_that_is_pulled_back_is_the_same_on_every_path(tmp_path, gr
     for box in grid:
         uncovered[box.slices] = False
     np.testing.assert_array_equal(wanted == -1, uncovered)
+
+
+def test_a_positive_weight_counts_however_far_it_lies_below_the_largest():
+    def steep(n):
+        return np.r_[np.full(n - 1, 1e-300), 1e300]
+
+    def floored(n):
+        return np.r_[np.full(n - 1, 2.0**-20), 1.0]
+
+    image = distinct((9, 9))
+    got = map_patches(identity, image, 4, stride=2, window=steep)
+    np.testing.assert_array_equal(got, map_patches(identity, image, 4, stride=2, window=floored))

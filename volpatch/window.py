@@ -125,11 +125,12 @@ def sample(window: Window, n: int) -> NDArray[np.float64]:
 
 def _floored(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights of a function, the positive ones no further apart than the built-in windows'."""
+    positive = weights > 0  # before scaling, which may bring the smallest to 0
     peak = float(weights.max())
     if not 2.0**-500 < peak < 2.0**500:  # sums of several patches must not overflow either
         weights = np.ldexp(weights, -math.frexp(peak)[1])
         peak = float(weights.max())
-    return np.where(weights > 0, np.maximum(weights, FLOOR * peak), 0)
+    return np.where(positive, np.maximum(weights, FLOOR * peak), 0)
 
 
 def _checked(values: Any, window: Callable[[int], Any], n: int) -> NDArray[np.float64]:
