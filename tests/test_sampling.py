@@ -17,6 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.oracles import padded
+from volpatch.arrays import coverage
 from volpatch.errors import GridError, MemoryLimitError, SettingError
 from volpatch.geometry import Box, PatchGrid
 from volpatch.sampling import iter_patches, sample_patches
@@ -721,3 +722,7 @@ def test_what_only_claims_its_size_is_refused_before_anything_is_listed(tmp_path
         iter_patches(thick, 4, stride=2)
     with pytest.raises(SettingError, match=f"1,099,511,627,776 cells of where.*{part}"):
         sample_patches(thick, 4, n=3, where=thick)
+    with pytest.raises(SettingError, match=r"1,099,511,627,776 voxels along z.*give run the path"):
+        open_volume(path)
+    with pytest.raises(SettingError, match=r"voxels along z, .* at most 134,217,728; .* part"):
+        coverage(PatchGrid((2**40, 64, 64), 8))

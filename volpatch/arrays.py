@@ -27,6 +27,7 @@ from volpatch.memory import cut_patches, map_array, merge_box, reader
 from volpatch.options import BlendOptions, Sizes, check_names
 from volpatch.recipe import Recipe, check_dtype
 from volpatch.rounding import warn_clipped
+from volpatch.storage.opening import check_lazy
 from volpatch.window import Window, windows_per_axis
 
 Array = NDArray[Any]
@@ -516,6 +517,7 @@ def coverage(grid: PatchGrid, *, chunks: Any = "auto") -> Any:
     import dask.array as da
 
     check_grid(grid)
+    check_lazy(grid.shape, [one.name for one in grid.axes], "or take the grid of a part")
     sizes = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
         chunks, grid.shape, dtype=np.int64
     )

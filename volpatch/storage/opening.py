@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _DASK_CHUNK_BYTES = 64 * 2**20
+# voxels of an axis whose coordinates and chunks are listed in memory: 1 GiB of coordinates
+MOST_ALONG = 2**27
 _ENCODING_KEY = "volpatch_source"
 
 
@@ -143,6 +145,7 @@ def open_volume(
     from dask.base import tokenize
 
     source = open_source(path, level=level, series=series, missing=missing)
+    check_lazy(source.shape, source.dims, "or give run the path, and a roi")
     data = da.from_array(  # type: ignore[no-untyped-call]
         source,
         chunks=dask_chunks(source),
@@ -161,6 +164,16 @@ def open_volume(
     )
     volume.encoding[_ENCODING_KEY] = (source, data.name)
     return volume
+
+
+def check_lazy(shape: Sequence[int], names: Sequence[str], way_out: str) -> None:
+    """Refuse a lazy array whose coordinates and chunks alone would fill the memory."""
+    for name, size in zip(names, shape, strict=True):
+        if size > MOST_ALONG:
+            raise SettingError(
+                f"there are {size:,} voxels along {name}, and the coordinates and chunks of a "
+                f"lazy array are listed for at most {MOST_ALONG:,}; check the shape, {way_out}"
+            )
 
 
 def source_of(volume: xr.DataArray) -> Source | None:
