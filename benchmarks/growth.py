@@ -96,6 +96,6 @@ def too_slow(**_: object) -> None:
 
 
 def _bytes(text: str) -> int:
-    from volpatch.forms import parse_bytes
+    from volpatch.core.parse import parse_bytes
 
     return int(parse_bytes(text))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Table, markdown
-from volpatch import machine
+from volpatch.core import resources as machine
 
 PACKAGES = (
     *("volpatch", "numpy", "numba", "zarr", "numcodecs", "dask", "scipy", "torch", "monai"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from volpatch import machine
+from volpatch.core import resources as machine
 
 Figures = dict[str, float | str]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from volpatch.geometry import PatchGrid
-from volpatch.window import sample
+from volpatch.core.grid import PatchGrid
+from volpatch.core.window import sample
 
 
 def padded(volume: np.ndarray, grid: PatchGrid, mode: str = "reflect") -> np.ndarray:

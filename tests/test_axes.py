@@ -149,7 +149,7 @@ def test_a_saved_job_and_a_run_along_other_axes_are_told_apart(tmp_path):
     plan = volpatch.plan(
         source, tmp_path / "out.zarr", func="identity", patch={"z": 3, "y": 3}, chunks=1
     )
-    from volpatch import job
+    from volpatch.planning import job
 
     saved = json.loads(json.dumps(job.to_json(plan)))
     report = volpatch.run_job(saved, durability="process")

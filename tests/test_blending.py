@@ -13,14 +13,7 @@ from scipy import ndimage
 
 import volpatch
 from tests import oracles
-from volpatch import (
-    ClippedWarning,
-    FunctionError,
-    GridError,
-    PatchGrid,
-    SettingError,
-    map_patches,
-)
+from volpatch import ClippedWarning, FunctionError, GridError, PatchGrid, SettingError, map_patches
 
 WEIGHTED = ["constant", "hann", "triangle", "gaussian"]
 UNIT = 2.0**-24
@@ -188,7 +181,7 @@ def test_more_than_65535_patches_on_one_voxel_average_to_one():
     grid = PatchGrid((81, 81, 81), 41, 1)
     assert grid.most_visits > 65_535
     weight = np.zeros((3, 1))
-    from volpatch.window import axis_shares
+    from volpatch.core.window import axis_shares
 
     for axis, total in zip(grid.axes, weight, strict=True):
         total[:] = sum(axis_shares(axis, "hann", range(41))[i, 40 - i] for i in range(41))

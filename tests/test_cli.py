@@ -20,14 +20,16 @@ import zarr
 from scipy import ndimage
 
 import volpatch
-from volpatch import api, cli, job
-from volpatch.errors import RunError
-from volpatch.geometry import EDGES, PAD_MODES
-from volpatch.ops import OPERATIONS
-from volpatch.options import BlendOptions, JobOptions
-from volpatch.planner import BACKENDS
-from volpatch.progress import MODES
-from volpatch.window import WINDOWS
+from volpatch.cli import main as cli
+from volpatch.core.errors import RunError
+from volpatch.core.grid import EDGES, PAD_MODES
+from volpatch.core.options import BlendOptions, JobOptions
+from volpatch.core.window import WINDOWS
+from volpatch.functions.registry import OPERATIONS
+from volpatch.planning import job
+from volpatch.planning.plan import BACKENDS
+from volpatch.report.progress import MODES
+from volpatch.running import api
 
 SHAPE = (24, 30, 34)
 FUNCTIONS = """
@@ -211,7 +213,7 @@ def test_help_names_what_there_is(ask):
 @pytest.mark.parametrize("command", [[], ["info"], ["plan"], ["run"], ["demo"]])
 def test_help_is_short_and_imports_nothing_heavy(command):
     code = (
-        "import sys\nfrom volpatch.cli import execute\n"
+        "import sys\nfrom volpatch.cli.main import execute\n"
         f"assert execute({[*command, '--help']}) == 0\n"
         "assert not {'numpy', 'zarr', 'dask', 'numba', 'xarray'} & set(sys.modules)"
     )
@@ -592,7 +594,8 @@ def test_a_failed_run_gives_one_line_and_1(ask, monkeypatch, error, line):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_of_our_own_that_is_not_there_gives_one_line_and_1(folder, backend):
     (folder / "starved.py").write_text(
-        "from volpatch import cli, work\n"
+        "from volpatch.cli import main as cli\n"
+        "from volpatch.running import worker as work\n"
         "def starve(*_): raise MemoryError('9 GB')\n"
         "work.warm_up = starve\n"
         "if __name__ == '__main__': cli.main()"
@@ -605,7 +608,8 @@ def test_memory_of_our_own_that_is_not_there_gives_one_line_and_1(folder, backen
 
 def test_a_defect_of_ours_keeps_its_traceback(folder):
     code = (
-        "from volpatch import api, cli\n"
+        "from volpatch.cli import main as cli\n"
+        "from volpatch.running import api\n"
         "def plan(*_, **__): raise KeyError('ours')\n"
         "api.plan = plan\n"
         "import sys; sys.argv = ['volpatch', 'plan', 'in.tif']\n"

@@ -38,9 +38,11 @@ from tests.helpers_disk import (
     write_tree,
 )
 from tests.test_run import distinct, store
-from volpatch import TargetError, mending, upkeep
-from volpatch.storage import target
-from volpatch.storage.target import TargetSpec, metadata_files
+from volpatch import TargetError
+from volpatch.running import repair as mending
+from volpatch.running import status as upkeep
+from volpatch.storage import output as target
+from volpatch.storage.output import TargetSpec, metadata_files
 
 SHAPE = (12, 12, 12)
 PATCH, STRIDE = 6, 4

@@ -13,12 +13,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volpatch import cli
-from volpatch.api import plan
-from volpatch.demo import SPACING_UM, demo, specimen_slabs, write_specimen
-from volpatch.errors import SettingError, TargetError
-from volpatch.geometry import Box
-from volpatch.storage.opening import open_source
+from volpatch.cli import main as cli
+from volpatch.cli.demo import SPACING_UM, demo, specimen_slabs, write_specimen
+from volpatch.core.errors import SettingError, TargetError
+from volpatch.core.grid import Box
+from volpatch.running.api import plan
+from volpatch.storage.open import open_source
 
 SHAPE = (11, 40, 52)
 TINY = {"shape": (20, 48, 40), "patch": 16, "memory_limit": "2GiB", "progress": "none"}
@@ -146,7 +146,7 @@ def test_the_noise_told_is_the_noise_there_is(tmp_path):
 
 
 def test_a_seam_would_show():
-    from volpatch.demo import _steps
+    from volpatch.cli.demo import _steps
 
     smooth = np.zeros((2, 4, 30), np.float32) + np.arange(30, dtype=np.float32)
     assert _steps(smooth, [10, 20]) == (1.0, 1.0)
@@ -175,15 +175,17 @@ def test_an_earlier_demo_is_replaced_when_asked(tmp_path):
 
 
 def test_the_demo_is_bigger_than_its_memory():
-    from volpatch.demo import DEMO_LIMIT, DEMO_SHAPE
-    from volpatch.forms import parse_bytes
+    from volpatch.cli.demo import DEMO_LIMIT, DEMO_SHAPE
+    from volpatch.core.parse import parse_bytes
 
     assert 2 * np.prod(DEMO_SHAPE) > parse_bytes(DEMO_LIMIT)
 
 
 def test_the_command_runs_it(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("volpatch.demo.demo", lambda folder, **more: seen.update(more, at=folder))
+    monkeypatch.setattr(
+        "volpatch.cli.demo.demo", lambda folder, **more: seen.update(more, at=folder)
+    )
     assert cli.execute(["demo", str(tmp_path), "--overwrite", "--progress", "log"]) == 0
     assert seen == {"at": str(tmp_path), "overwrite": True, "progress": "log"}
     assert cli.execute(["demo"]) == 0
@@ -197,7 +199,7 @@ def test_the_picture_shows_voxels_in_their_proportions(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    from volpatch import view
+    from volpatch.report import plot as view
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
@@ -219,14 +221,14 @@ def _upright(line) -> bool:
 
 def test_of_a_big_volume_the_middle_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    from volpatch import view
+    from volpatch.report import plot as view
 
     source = open_source(write_specimen(tmp_path / "a.zarr", (100, 400, 30)))
     assert view._middle_box(source) == Box((10, 40, 0), (90, 360, 30))
 
 
 def test_volumes_of_other_shapes_are_not_drawn_side_by_side(tmp_path):
-    from volpatch import view
+    from volpatch.report import plot as view
 
     sources = [open_source(write_specimen(tmp_path / f"{n}.zarr", (n, 8, 8))) for n in (8, 9)]
     with pytest.raises(SettingError, match="of one shape"):

@@ -11,7 +11,8 @@ import pytest
 import volpatch
 from tests.test_failures import GRID, HERE, SHADE, volume_with, words
 from tests.test_run import store
-from volpatch import TargetError, cli
+from volpatch import TargetError
+from volpatch.cli import main as cli
 
 VOLUME = volume_with({})
 
@@ -57,13 +58,13 @@ def test_a_name_of_another_format_is_refused_by_each_call_with_the_one_to_write(
         f"; write '{here}/{NAMES[name]}' instead"
     )  # fmt: skip
     planned = volpatch.plan(here / "in.zarr", here / "out", func=SHADE, **GRID)
-    job = volpatch.job.to_json(planned)
+    job = volpatch.planning.job.to_json(planned)
     for call in (
         lambda: run(SHADE, here / "in.zarr", given),
         lambda: volpatch.plan(here / "in.zarr", given),
         lambda: volpatch.to_zarr(np.ones((4, 4, 4)), given),
-        lambda: volpatch.api.run_job({**job, "target": given}),
-        lambda: volpatch.api.run_job(job, target=given),
+        lambda: volpatch.running.api.run_job({**job, "target": given}),
+        lambda: volpatch.running.api.run_job(job, target=given),
     ):
         with pytest.raises(TargetError, match=says):
             call()

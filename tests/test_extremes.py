@@ -22,8 +22,8 @@ from volpatch import (
     run,
     to_zarr,
 )
-from volpatch.geometry import AxisGrid
-from volpatch.window import check_window
+from volpatch.core.grid import AxisGrid
+from volpatch.core.window import check_window
 
 
 def narrow(n):

@@ -22,15 +22,10 @@ import volpatch
 from tests import helpers_functions as functions
 from tests.helpers_functions import MARK, MISDEEDS
 from tests.test_run import image, same, store
-from volpatch import (
-    IncompleteError,
-    RunError,
-    TargetError,
-    cli,
-    map_patches,
-)
-from volpatch.geometry import Box
-from volpatch.storage import puts
+from volpatch import IncompleteError, RunError, TargetError, map_patches
+from volpatch.cli import main as cli
+from volpatch.core.grid import Box
+from volpatch.storage.stores import local as puts
 
 SHAPE = (24, 24, 24)
 BACKENDS = ("threads", "processes")
@@ -360,7 +355,7 @@ def test_a_function_may_give_back_one_buffer_where_it_is_called_alone(here, how)
             "setup": (None, {"setup": functions.OneBuffer}),
             "calls": (functions.OneBuffer(), {"calls": 1}),
             "factory": (
-                volpatch.functions.FunctionSpec.parse(
+                volpatch.functions.named.FunctionSpec.parse(
                     "tests.helpers_functions:OneBuffer", factory=True
                 ),
                 {},
@@ -405,7 +400,9 @@ def test_measured_memory_of_nothing_is_no_obstacle_to_a_retry(here):
     volume = volume_with({3: list(MISDEEDS).index("raises")})
     store(here / "in.zarr", volume, 8)
     with pytest.MonkeyPatch.context() as patching:
-        patching.setattr("volpatch.machine.growth", lambda call: 0 if call() is not None else 1)
+        patching.setattr(
+            "volpatch.core.resources.growth", lambda call: 0 if call() is not None else 1
+        )
         with pytest.raises(IncompleteError):
             run("tests.helpers_functions:misbehave", here / "in.zarr", here / "out.zarr")
     (here / "mended").touch()

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volpatch import Box, GridError, SettingError, VolpatchError
-from volpatch.forms import (
+from volpatch.core.axes import Layout, default_dims
+from volpatch.core.options import BlendOptions, JobOptions, check_names
+from volpatch.core.parse import (
     by_axis,
     parse_bytes,
     parse_numbers,
@@ -16,8 +18,6 @@ from volpatch.forms import (
     show_bytes,
     whole_counts,
 )
-from volpatch.layout import Layout, default_dims
-from volpatch.options import BlendOptions, JobOptions, check_names
 
 ZYX, SHAPE = ("z", "y", "x"), (64, 100, 612)
 TCZYX, SHAPE5 = ("t", "c", "z", "y", "x"), (3, 2, 64, 100, 612)

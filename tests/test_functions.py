@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volpatch import functions
-from volpatch.errors import FunctionError, SettingError
-from volpatch.functions import FunctionSpec, parse_params
+from volpatch.core.errors import FunctionError, SettingError
+from volpatch.functions import named as functions
+from volpatch.functions.named import FunctionSpec, parse_params
 
 USER_FILE = """
 import numpy as np
@@ -256,7 +256,7 @@ def test_the_current_folder_is_not_searched(tmp_path, start):
     (tmp_path / "lies_here.py").write_text("def f(patch): return patch")
     code = """
 import sys
-from volpatch.functions import FunctionSpec
+from volpatch.functions.named import FunctionSpec
 before = list(sys.path)
 try:
     FunctionSpec.parse("lies_here:f").load()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volpatch import Box, GridError, PatchGrid
-from volpatch.geometry import AxisGrid, Listing, axis_name, stride_from_overlap
+from volpatch.core.grid import AxisGrid, Listing, axis_name, stride_from_overlap
 
 ERROR = "error"
 

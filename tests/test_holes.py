@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.oracles import padded
 from tests.test_blending import WEIGHTED, distinct, identity, problems
 from volpatch import FunctionError, Merger, PatchGrid, SettingError, map_patches
-from volpatch.window import sample
+from volpatch.core.window import sample
 
 
 def brute(volume, grid, window, kept, function=identity, reduce="mean", omit=False):

@@ -18,7 +18,7 @@ import pytest
 import zarr
 
 import volpatch
-from volpatch.ledger import Reader
+from volpatch.storage.ledger import Reader
 
 SHAPE, PATCH, REGION = (40, 40, 48), 8, (32, 16, 48)
 FUNCTION = """

@@ -174,7 +174,7 @@ def test_names_that_are_no_text_are_taken_by_all_commands(folder):
     ]  # fmt: skip
     code = (
         "import json, sys\n"
-        "from volpatch import cli\n"
+        "from volpatch.cli import main as cli\n"
         "cli._open_streams()\n"
         "for call in json.loads(sys.stdin.read()):\n"
         "    print(call[0], cli.execute(call))\n"
@@ -196,7 +196,7 @@ def test_names_that_are_no_text_are_taken_by_all_commands(folder):
 def test_an_interrupt_at_the_very_end_is_too_late(folder):
     code = (
         "import os, signal, sys\n"
-        "from volpatch import cli\n"
+        "from volpatch.cli import main as cli\n"
         "import atexit\n"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
         "sys.argv = ['volpatch', 'info', 'in.tif']\n"

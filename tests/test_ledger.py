@@ -23,8 +23,8 @@ from tests.helpers_functions import MISDEEDS
 from tests.test_failures import GRID, HERE, SHADE, command, shaded, tree, volume_with, words
 from tests.test_run import image, objects, same, store
 from volpatch import IncompleteError, MemoryLimitError, SettingError, TargetError
-from volpatch.functions import FunctionSpec
-from volpatch.ledger import (
+from volpatch.functions.named import FunctionSpec
+from volpatch.storage.ledger import (
     DONE,
     FAILED,
     MISSING,
@@ -36,7 +36,7 @@ from volpatch.ledger import (
     decode_line,
     encode_line,
 )
-from volpatch.storage.puts import Puts
+from volpatch.storage.stores.local import Puts
 
 RAISES = list(MISDEEDS).index("raises")
 BAD = "tests.helpers_functions:misbehave"
@@ -315,7 +315,7 @@ def test_a_part_that_there_is_not(here, part, says):
 
 @pytest.mark.parametrize("part", ["7/7", "a/b", ""])
 def test_the_command_refuses_such_a_part(here, part):
-    done = volpatch.cli.execute(
+    done = volpatch.cli.main.execute(
         [str(w) for w in words(here / "in.zarr", here / "o", "shade", part=part)]
     )
     assert done in (2, 3)
@@ -606,7 +606,7 @@ def write_records(folder, n):
 
 LOOK = """
 import sys, time, volpatch
-from volpatch import machine
+from volpatch.core import resources as machine
 volpatch.status
 before = machine.resident_bytes()
 machine.forget_peak()
@@ -624,7 +624,7 @@ print(found)
 def test_the_status_of_many_regions_takes_little_memory(here, n, record_property):
     with pytest.raises(IncompleteError):
         run(BAD, here / "in.zarr", here / "out.zarr")
-    work = volpatch.storage.target.WorkTree(here / "out.zarr")
+    work = volpatch.storage.output.WorkTree(here / "out.zarr")
     plan = PlanFile.load(work.site.ledger)
     many = PlanFile(plan.identity, {**plan.layout, "regions": n, "patches": 8 * n}, plan.job)
     (work.site.ledger / "plan.json").write_bytes(many.to_bytes())

@@ -19,8 +19,9 @@ from tests import helpers_functions as functions
 from tests.helpers_functions import MISDEEDS
 from tests.test_failures import GRID, HERE, SHADE, shaded, tree, volume_with, words
 from tests.test_run import image, objects, same, store
-from volpatch import IncompleteError, SourceError, TargetError, cli
-from volpatch.functions import FunctionSpec
+from volpatch import IncompleteError, SourceError, TargetError
+from volpatch.cli import main as cli
+from volpatch.functions.named import FunctionSpec
 
 MAKER = "tests.helpers_functions:make_and_count"
 GATE = "tests.helpers_functions:behind_a_gate"
@@ -116,7 +117,7 @@ def test_an_input_that_is_gone_is_remarked_and_all_else_compared(here, ask):
     call = made(here)
     func = FunctionSpec.parse(MAKER, {}, factory=True)
     planned = volpatch.plan(here / "in.zarr", here / "out.zarr", func=func, **GRID)
-    volpatch.job.save(planned, here / "job.json")
+    volpatch.planning.job.save(planned, here / "job.json")
     count = times_made(here)
     (here / "in.zarr").rename(here / "elsewhere.zarr")
     for words_ in (call, made(here, "--part", "1/2"), ["run", here / "job.json"]):

@@ -16,7 +16,8 @@ import tifffile
 import volpatch
 from tests.test_failures import GRID, HERE, SHADE, shaded, volume_with, words
 from tests.test_run import image, objects, same, store
-from volpatch import SettingError, SourceError, cli
+from volpatch import SettingError, SourceError
+from volpatch.cli import main as cli
 
 VOLUME = volume_with({})
 
@@ -161,7 +162,7 @@ def test_other_files_are_not_waited_for_either(here, ask):
         assert f"'{job}' is no readable job file: it is a named pipe (FIFO), not a file" in err
         planned = volpatch.plan(here / "in.zarr", here / "out.zarr", func=SHADE, **GRID)
         with pytest.raises(SettingError, match="exists and is no job file, so it is left alone"):
-            volpatch.job.save(planned, job)
+            volpatch.planning.job.save(planned, job)
         with pytest.raises(SettingError, match=r"w\.pt', .* cannot be read: it is a named pipe"):
             run(SHADE, here / "in.zarr", here / "out.zarr", depends=[weights])
         run(SHADE, here / "in.zarr", here / "out.zarr")

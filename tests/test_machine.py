@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 import volpatch
-from volpatch import machine
+from volpatch.core import resources as machine
 
 VARIABLES = ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "PBS_RESC_MEM", "LSB_MAX_MEM_RUSAGE")
 

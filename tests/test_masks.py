@@ -25,8 +25,8 @@ from volpatch import (
     sample_patches,
     to_zarr,
 )
-from volpatch.cli import execute
-from volpatch.holes import bare_cells
+from volpatch.cli.main import execute
+from volpatch.compute.skip import bare_cells
 
 
 def reduced(marks, k):

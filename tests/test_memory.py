@@ -235,7 +235,7 @@ import json, sys
 import numpy as np
 import volpatch
 from tests.helpers_functions import half
-from volpatch import machine
+from volpatch.core import resources as machine
 
 held = np.ones(600 * 2**20, np.uint8)
 options = json.loads(sys.argv[1])
@@ -325,7 +325,7 @@ LONG = """
 import json, sys
 import numpy as np
 import volpatch
-from volpatch import machine
+from volpatch.core import resources as machine
 
 brought, seen, calls = [], [], 0
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from volpatch import ops
-from volpatch.errors import SettingError
+from volpatch.core.errors import SettingError
+from volpatch.functions import registry as ops
 
 DTYPES = ["uint8", "uint16", "int16", "int32", ">u2", "float32", "float64"]
 

@@ -13,14 +13,14 @@ import zarr
 
 import volpatch
 from tests.test_run import image, same, store
-from volpatch.storage.target import TargetSpec, metadata_files
+from volpatch.storage.output import TargetSpec, metadata_files
 
 # both backends, parts, shards, an output as source, and the way back from damage
 SCRIPT = """
 import sys
 from pathlib import Path
 import volpatch
-from volpatch import cli
+from volpatch.cli import main as cli
 
 def same(patch):
     return patch

@@ -10,8 +10,8 @@ from ome_zarr_models.v05 import Image
 
 import volpatch
 from volpatch import map_patches, open_volume, to_zarr
-from volpatch.cli import execute
-from volpatch.storage.opening import open_source
+from volpatch.cli.main import execute
+from volpatch.storage.open import open_source
 
 STACK = (np.arange(6 * 9 * 11) + 1).reshape(6, 9, 11).astype("u2")
 
@@ -192,8 +192,8 @@ def test_positions_that_were_assigned_are_the_ones_that_are_written(tmp_path):
 
 
 def test_names_that_are_not_one_for_each_channel_are_refused():
-    from volpatch.errors import SettingError
-    from volpatch.storage.target import TargetSpec
+    from volpatch.core.errors import SettingError
+    from volpatch.storage.output import TargetSpec
 
     with pytest.raises(SettingError, match=r"must be one for each of 2 channels"):
         TargetSpec((2, 4, 4), "u1", ("c", "y", "x"), (1, 4, 4), channel_names=("a",))

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import volpatch
-from volpatch import GridError, MemoryLimitError, SettingError, job
-from volpatch.fitting import _cost
-from volpatch.forms import parse_bytes
-from volpatch.storage.source import Layout, make_source
+from volpatch import GridError, MemoryLimitError, SettingError
+from volpatch.core.parse import parse_bytes
+from volpatch.planning import job
+from volpatch.planning.fit import _cost
+from volpatch.storage.volume import Layout, make_source
 
 DIMS = ("t", "c", "z", "y", "x")
 MIB = 2**20

@@ -613,7 +613,9 @@ def test_a_tree_is_not_discarded_while_a_run_is_at_work_in_it(tmp_path):
 
 
 def test_an_output_of_a_function_that_takes_no_memory_can_be_mended(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(volpatch.machine, "growth", lambda call: 0 if call() is not None else 1)
+    monkeypatch.setattr(
+        volpatch.core.resources, "growth", lambda call: 0 if call() is not None else 1
+    )
     target = tmp_path / "out.zarr"
     run("tests.helpers_functions:shade", source, target, patch=12, chunks=16)
     before = objects(target)

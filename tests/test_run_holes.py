@@ -8,7 +8,7 @@ import zarr
 
 from tests.test_blending import distinct
 from volpatch import SettingError, map_patches, open_volume, run
-from volpatch.region import RingInput
+from volpatch.compute.stream import RingInput
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_is_written(stored):
 
 
 def test_each_layer_of_chunks_is_read_once_in_a_region(stored, monkeypatch):
-    from volpatch.storage.source import Source
+    from volpatch.storage.volume import Source
 
     folder, _, _ = stored
     seen = []

@@ -16,8 +16,9 @@ import pytest
 
 import volpatch
 from tests.test_run import image, store
-from volpatch import IncompleteError, SettingError, TargetError, cli
-from volpatch.carried import carried_by
+from volpatch import IncompleteError, SettingError, TargetError
+from volpatch.cli import main as cli
+from volpatch.planning.carried import carried_by
 
 OPTIONS = {"patch": 4, "stride": 2, "chunks": 4, "region": 4, "workers": 1}
 DARK = 10_000

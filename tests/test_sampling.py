@@ -17,11 +17,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.oracles import padded
-from volpatch.arrays import coverage
-from volpatch.errors import GridError, MemoryLimitError, SettingError
-from volpatch.geometry import Box, PatchGrid
+from volpatch.arrays.api import coverage
+from volpatch.core.errors import GridError, MemoryLimitError, SettingError
+from volpatch.core.grid import Box, PatchGrid
 from volpatch.sampling import iter_patches, sample_patches
-from volpatch.storage.opening import open_source, open_volume
+from volpatch.storage.open import open_source, open_volume
 
 
 class Counted:

@@ -8,8 +8,8 @@ import tifffile
 
 import volpatch
 from volpatch import open_volume
-from volpatch.cli import execute
-from volpatch.errors import SourceError
+from volpatch.cli.main import execute
+from volpatch.core.errors import SourceError
 
 PLANES = (np.arange(12 * 5 * 6) + 1).reshape(12, 5, 6).astype("u2")
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import zarr
 
-from volpatch import api, job
-from volpatch.errors import IncompleteError, SettingError, SourceError, TargetError
-from volpatch.storage.opening import open_source, open_volume
+from volpatch.core.errors import IncompleteError, SettingError, SourceError, TargetError
+from volpatch.planning import job
+from volpatch.running import api
+from volpatch.storage.open import open_source, open_volume
 
 ABSENT = 2**64 - 1
 BLOSC = zarr.codecs.BloscCodec()
@@ -94,8 +95,8 @@ def join_shard(file: Path, chunks: list[bytes | None], entries=None) -> None:
 LIMITED = """
 import resource, sys, time
 import numpy as np
-from volpatch.errors import SourceError
-from volpatch.storage.opening import open_source
+from volpatch.core.errors import SourceError
+from volpatch.storage.open import open_source
 
 with open("/proc/self/statm") as file:
     base = int(file.read().split()[0]) * resource.getpagesize()

@@ -19,12 +19,12 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from volpatch.errors import SettingError, SourceError
-from volpatch.storage import ome
-from volpatch.storage.opening import dask_chunks, open_source, open_volume, source_of
-from volpatch.storage.source import axis_names
-from volpatch.storage.tiff_folder import natural_key
-from volpatch.storage.tiff_grid import tiff_names
+from volpatch.core.errors import SettingError, SourceError
+from volpatch.storage import ngff as ome
+from volpatch.storage.open import dask_chunks, open_source, open_volume, source_of
+from volpatch.storage.readers.tiff_folder import natural_key
+from volpatch.storage.readers.tiff_grid import tiff_names
+from volpatch.storage.volume import axis_names
 
 
 def numbered(*shape: int, dtype: str = "uint16") -> np.ndarray:
@@ -884,7 +884,7 @@ def test_a_source_reads_in_another_process(kinds):
 FORKED = """
 import multiprocessing, sys
 import numpy as np
-from volpatch.storage.opening import open_source
+from volpatch.storage.open import open_source
 
 source, data = open_source(sys.argv[1]), np.load(sys.argv[2])
 

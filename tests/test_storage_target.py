@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr_models import open_ome_zarr
 
-from volpatch.errors import RunError, SettingError, TargetError
+from volpatch.core.errors import RunError, SettingError, TargetError
 from volpatch.storage.codec import ChunkEncoder, checksum
-from volpatch.storage.puts import Puts
-from volpatch.storage.target import TargetSpec, WorkTree, check_target
+from volpatch.storage.output import TargetSpec, WorkTree, check_target
+from volpatch.storage.stores.local import Puts
 
 DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32", "float64", "bool")
 CODECS = ("zstd", "zstd:1", "lz4", "none")

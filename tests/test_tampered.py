@@ -15,8 +15,8 @@ import pytest
 import volpatch
 from tests.test_failures import GRID, MISDEEDS, ask, here, run, volume_with, words
 from tests.test_run import store
-from volpatch.ledger import digest, encode_line
-from volpatch.soundness import bad_field, is_event, is_note
+from volpatch.storage.ledger import digest, encode_line
+from volpatch.storage.soundness import bad_field, is_event, is_note
 
 __all__ = ["ask", "here"]  # fixtures
 

@@ -11,8 +11,8 @@ import tifffile
 
 import volpatch
 from volpatch import open_volume
-from volpatch.cli import execute
-from volpatch.errors import SettingError, SourceError, VolpatchError
+from volpatch.cli.main import execute
+from volpatch.core.errors import SettingError, SourceError, VolpatchError
 
 STACK = (np.arange(24 * 40 * 48) % 60_000 + 1).reshape(24, 40, 48).astype("u2")
 
@@ -156,7 +156,7 @@ def test_many_pages_take_little_memory_to_compare(tmp_path):
     with tifffile.TiffWriter(path) as tif:
         for number in range(1_000):
             tif.write(np.full((2, 3), number, "u2"), metadata=None, contiguous=False)
-    from volpatch.storage.tiff_pages import PageHeaders
+    from volpatch.storage.readers.tiff_pages import PageHeaders
 
     tracemalloc.start()
     try:

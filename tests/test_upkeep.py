@@ -17,13 +17,14 @@ import volpatch
 from tests.helpers_functions import MISDEEDS
 from tests.test_failures import GRID, HERE, SHADE, command, tree, volume_with
 from tests.test_run import image, store
-from volpatch import IncompleteError, RunError, SettingError, TargetError, cli
-from volpatch.functions import FunctionSpec
-from volpatch.ledger import decode_line
-from volpatch.region import Caller
+from volpatch import IncompleteError, RunError, SettingError, TargetError
+from volpatch.cli import main as cli
+from volpatch.compute.stream import Caller
+from volpatch.functions.named import FunctionSpec
+from volpatch.running.status import find
 from volpatch.storage.layers import unit_key
-from volpatch.storage.puts import Puts
-from volpatch.upkeep import find
+from volpatch.storage.ledger import decode_line
+from volpatch.storage.stores.local import Puts
 
 RAISES = list(MISDEEDS).index("raises")
 BAD = "tests.helpers_functions:misbehave"
@@ -554,7 +555,7 @@ def test_retry_mends_what_went_bad_before_the_end(here, ask):
 def all_but_published(here, monkeypatch):
     """An output whose regions are all done, of a run that died before it was published."""
     with monkeypatch.context() as patching:
-        patching.setattr("volpatch.runner.publish", lambda *args: _stop())
+        patching.setattr("volpatch.running.scheduler.publish", lambda *args: _stop())
         with pytest.raises(KeyboardInterrupt):
             run(SHADE, here / "in.zarr", here / "out.zarr")
     return here / "out.zarr"
@@ -671,7 +672,7 @@ def test_an_output_that_was_put_there_meanwhile_is_kept(here):
 
 def test_more_units_than_there_is_memory_to_count_are_not_checked(finished, monkeypatch):
     units = sum(key.startswith("scale0/image/c/") for key in keys(finished))
-    monkeypatch.setattr("volpatch.machine.memory_granted", lambda: 2 * units - 1)
+    monkeypatch.setattr("volpatch.core.resources.memory_granted", lambda: 2 * units - 1)
     says = f"has {units} write units.* two bytes each, more than the {2 * units - 1} that are free"
     with pytest.raises(RunError, match=says):
         volpatch.verify(finished)

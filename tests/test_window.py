@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.test_geometry import axis_grids
 from volpatch import SettingError, VolpatchError
-from volpatch.geometry import AxisGrid
-from volpatch.window import FLOOR, WINDOWS, axis_shares, sample, windows_per_axis
+from volpatch.core.grid import AxisGrid
+from volpatch.core.window import FLOOR, WINDOWS, axis_shares, sample, windows_per_axis
 
 WEIGHTED = [w for w in WINDOWS if w != "crop"]
 

@@ -36,8 +36,8 @@ from volpatch import (
     open_volume,
     to_zarr,
 )
-from volpatch.storage.target import LayerWriter, WorkTree
-from volpatch.writing import _step
+from volpatch.running.to_zarr import _step
+from volpatch.storage.output import LayerWriter, WorkTree
 
 
 def stored(path):
@@ -147,7 +147,7 @@ def test_processes_write_the_same(tmp_path):
 
 
 def test_each_write_unit_is_put_once(tmp_path, monkeypatch):
-    from volpatch.storage.puts import Puts
+    from volpatch.storage.stores.local import Puts
 
     put, publish = [], Puts.publish_temp
 

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import GridError, MemoryLimitError, SettingError
-from volpatch.forms import by_axis, parse_bytes, show_bytes, whole_counts
-from volpatch.geometry import Box, Overlap, PatchGrid
-from volpatch.kernels import cut
-from volpatch.layout import Layout, refuse_beside_grid
-from volpatch.options import Sizes
-from volpatch.recipe import Recipe
-from volpatch.region import Read, reach_of, read_padded
+from volpatch.compute.buffers import Ring, Tables
+from volpatch.compute.kernels import cut
+from volpatch.compute.stream import Read, reach_of, read_padded
+from volpatch.core.axes import Layout, refuse_beside_grid
+from volpatch.core.errors import GridError, MemoryLimitError, SettingError
+from volpatch.core.grid import Box, Overlap, PatchGrid
+from volpatch.core.options import Sizes
+from volpatch.core.parse import by_axis, parse_bytes, show_bytes, whole_counts
+from volpatch.core.recipe import Recipe
 from volpatch.sampling.views import View, borders_of, channels_of, check_listed, reader
-from volpatch.tables import Ring, Tables
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

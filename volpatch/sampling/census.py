@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import SettingError
-from volpatch.geometry import Box
-from volpatch.holes import Cells as Axis
-from volpatch.masks import Place, axis_cells, places_of
+from volpatch.compute.skip import Cells as Axis
+from volpatch.core.errors import SettingError
+from volpatch.core.grid import Box
+from volpatch.planning.masks import Place, axis_cells, places_of
 from volpatch.sampling.views import View, check_listed
-from volpatch.storage.opening import open_source
-from volpatch.storage.source import Source
+from volpatch.storage.open import open_source
+from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.adapt import refuse_masked
-from volpatch.errors import GridError, SettingError
-from volpatch.forms import by_axis, whole_counts
-from volpatch.geometry import Box, per_axis, whole_number
-from volpatch.layout import Layout, refuse_grid
-from volpatch.masks import Place, places_of
-from volpatch.options import Sizes
+from volpatch.core.axes import Layout, refuse_grid
+from volpatch.core.errors import GridError, SettingError
+from volpatch.core.grid import Box, per_axis, whole_number
+from volpatch.core.options import Sizes
+from volpatch.core.parse import by_axis, whole_counts
+from volpatch.planning.masks import Place, places_of
 from volpatch.sampling.census import Cells, Census, Marks, Room, inside
 from volpatch.sampling.views import View, channels_of, reader
-from volpatch.storage.opening import open_source
-from volpatch.storage.source import Source
+from volpatch.storage.adapt import refuse_masked
+from volpatch.storage.open import open_source
+from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.adapt import checked, is_dask, refuse_lie, refuse_masked
-from volpatch.errors import GridError, SettingError
-from volpatch.geometry import Box
-from volpatch.layout import Layout, default_dims, distinct_names
-from volpatch.recipe import check_dtype
-from volpatch.region import Read
-from volpatch.storage.opening import open_source, source_of
-from volpatch.storage.source import Source
+from volpatch.compute.stream import Read
+from volpatch.core.axes import Layout, default_dims, distinct_names
+from volpatch.core.errors import GridError, SettingError
+from volpatch.core.grid import Box
+from volpatch.core.recipe import check_dtype
+from volpatch.storage.adapt import checked, is_dask, refuse_lie, refuse_masked
+from volpatch.storage.open import open_source, source_of
+from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from volpatch.errors import SourceError
-from volpatch.storage.source import check_dtype
+from volpatch.core.errors import SourceError
+from volpatch.storage.volume import check_dtype
 
 # A chunk is decoded whole. Blosc ends at 2 GiB, and a plan weighs a chunk against the memory
 # limit: this is for what no worker could hold, before anything is reserved for it.

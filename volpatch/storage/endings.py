@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from volpatch.errors import TargetError
+from volpatch.core.errors import TargetError
 
 _FORMATS = {
     "a TIFF file": "tif tiff btf tf2 tf8 lsm stk",
@@ -31,8 +31,8 @@ def check_ending(target: str | os.PathLike[str]) -> None:
     >>> check_ending("out.ome.zarr")
     >>> check_ending("scans/out.nii.gz")
     Traceback (most recent call last):
-    volpatch.errors.TargetError: the output 'scans/out.nii.gz' is named like an archive, and what \
-is made is a folder in OME-Zarr; write 'scans/out.ome.zarr' instead
+    volpatch.core.errors.TargetError: the output 'scans/out.nii.gz' is named like an archive, \
+and what is made is a folder in OME-Zarr; write 'scans/out.ome.zarr' instead
     """
     given = os.fspath(target)
     folder, name = os.path.split(given.rstrip(os.sep))

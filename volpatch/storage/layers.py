@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.errors import RunError, SettingError
+from volpatch.core.errors import RunError, SettingError
 from volpatch.storage.codec import ChunkEncoder, ShardIndex, TargetSpec
-from volpatch.storage.puts import Piece, Puts, disk_errors, patiently
+from volpatch.storage.patience import patiently
+from volpatch.storage.stores.local import Piece, Puts, disk_errors
 
 IMAGE = "scale0/image"
 Unit = tuple[int, int, str]  # number, bytes, SHA-256

@@ -1,0 +1,1 @@
+"""The command: words -> calls -> exit codes. The top of the house; nothing imports it."""

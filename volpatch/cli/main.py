@@ -1,0 +1,553 @@
+"""The command: words -> calls -> exit codes.
+
+stdout carries the result and nothing else; what the user's function prints goes to stderr, with
+progress and errors. Everything heavy is imported inside the commands, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from errno import EPIPE
+from importlib import import_module
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from volpatch.cli.options import (
+    DURABLE,
+    FAILING,
+    FORMAT,
+    FUNCTION,
+    GRID,
+    HERE,
+    HOW,
+    INFO,
+    OUTPUT,
+    PARTS,
+    RESOURCES,
+    SAVE,
+    STATUS_FORMAT,
+    TopicCommand,
+    options,
+)
+from volpatch.core.errors import (
+    FunctionError,
+    IncompleteError,
+    RunError,
+    SettingError,
+    VolpatchError,
+    traceback_text,
+)
+
+if TYPE_CHECKING:
+    from volpatch.functions.named import FunctionSpec
+
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+# an interrupted run waits 5 s for calls of the user's function; what takes longer is cut off
+PATIENCE_SECONDS = 8.0
+# how long a finished command waits for threads and processes that the user's function left
+LEAVING_SECONDS = 3.0
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: end like after an interrupt, with another exit code."""
+
+
+def main() -> NoReturn:
+    """Run the command that `sys.argv` asks for, and end the process."""
+    try:
+        _open_streams()
+        _watch_signals()
+        # worker processes are ended without asking, and what they print must not be lost with them
+        os.environ.setdefault("PYTHONUNBUFFERED", "1")
+        code = execute(sys.argv[1:])
+    except Terminated:
+        _end(TERMINATED, "terminated")
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, "interrupted")
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = FAILED
+    _leave(code)
+
+
+def execute(args: Sequence[str]) -> int:
+    """Run the command and say what went wrong, in one line on stderr.
+
+    Parameters
+    ----------
+    args : sequence of str
+        What follows `volpatch` on the command line.
+
+    Returns
+    -------
+    int
+        0 done, 1 the run failed, 2 usage, 3 input or settings refused, 4 not all is there.
+    """
+    try:
+        return cli.main(list(args), prog_name="volpatch", standalone_mode=False) or 0
+    except click.Abort as abort:
+        raise abort.__cause__ or abort from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except VolpatchError as error:
+        _tell(str(error), _details(error))
+        return error.exit_code
+    except MemoryError as error:
+        _tell(f"out of memory: {error or 'no more could be had'}; a lower memory_limit may help")
+        return FAILED
+    except OSError as error:
+        _tell(str(error))
+        return FAILED
+
+
+def _tell(message: str, details: str = "") -> None:
+    from volpatch.core.parse import printable
+
+    with suppress(OSError):  # nobody listens: the exit code tells
+        click.echo(f"volpatch: {printable(' '.join(message.split()))}", err=True)
+        if details:
+            click.echo(details, err=True)
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """End at once: a call that is stuck in a thread must neither delay us nor write any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _tell(message)
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _end_hard(code)
+
+
+def _end_hard(code: int) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End with all said and done, also where the user's function left something running."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # it would be tried again on the way out, and change the exit code
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    threads = [t for t in threading.enumerate() if not t.daemon]
+    left = [f"thread {t.name}" for t in threads if t is not threading.main_thread()]
+    left += [f"process {child.pid}" for child in multiprocessing.active_children()]
+
+    def end_late() -> None:
+        time.sleep(LEAVING_SECONDS)
+        what = f"{len(left)} threads or processes that the function had left running"
+        _tell(f"ended {what} ({left[0]}{', ...' if left[1:] else ''})")
+        _end_hard(code)
+
+    if left:
+        threading.Thread(target=end_late, daemon=True).start()
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Open streams that the process was started without, on the null device.
+
+    The next files to be opened would take their numbers, and be written into.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        elif name == "stdout" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+
+
+def _watch_signals() -> None:
+    """Let SIGTERM end a run as SIGINT does, and either of them end it soon.
+
+    The pipe is written as soon as a signal comes, also while the main thread is inside a call
+    that does not come back and Python's own handlers have to wait.
+    """
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    def end_late() -> None:
+        number = os.read(ours, 1)[0]
+        time.sleep(PATIENCE_SECONDS)
+        os.write(2, b"volpatch: ended in the middle of a call that did not come back\n")
+        _end_hard(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    threading.Thread(target=end_late, daemon=True).start()
+
+
+# -- what to say about an error ------------------------------------------------------------
+
+
+def _details(error: VolpatchError) -> str:
+    """The user's own frames where their function failed; a worker's whole traceback if we did."""
+    chained = "\nThe above exception was the direct cause of the following exception:\n"
+    if isinstance(error, IncompleteError) and isinstance(error.__cause__, VolpatchError):
+        return _details(error.__cause__)
+    note = "\n".join(getattr(error, "__notes__", ())).partition("\n")[2].rstrip()
+    if isinstance(error, RunError):
+        deliberate = note.rpartition("\n")[2].startswith("volpatch.core.errors.")
+        return "" if deliberate else note
+    if not isinstance(error, FunctionError | SettingError):
+        return ""
+    if error.__cause__ is not None:
+        return _without_our_frames(traceback_text(error.__cause__))
+    return _without_our_frames(note.rpartition(chained)[0])
+
+
+def _without_our_frames(text: str) -> str:
+    """A traceback's text without the frames of volpatch; empty if there are no others."""
+    kept: list[str] = []
+    keep, found = True, False
+    for line in text.rstrip().splitlines():
+        if line.startswith('  File "'):
+            path = line.split('"')[1]
+            keep = not (path.startswith((_OURS, "<frozen")) or "/importlib/" in path)
+            found = found or keep
+        elif not line.startswith("    "):
+            keep = True
+        if keep:
+            kept.append(line)
+    return "\n".join(kept) if found else ""
+
+
+@dataclass
+class _Result:
+    """The stdout that a command was given: whoever reads it may leave, and the work goes on."""
+
+    number: int
+    problem: OSError | None = None
+
+    def tell(self, text: str) -> None:
+        left = f"{text}\n".encode(errors="backslashreplace")
+        try:
+            while left and self.problem is None:
+                left = left[os.write(self.number, left) :]
+        except OSError as error:
+            self.problem = error
+
+
+@contextmanager
+def _result_stream() -> Iterator[_Result]:
+    """The stdout of this process for our result alone; all other prints go to stderr inside."""
+    sys.stdout.flush()
+    result = _Result(os.dup(1))
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield result
+    finally:
+        os.dup2(result.number, 1)
+        os.close(result.number)
+    if result.problem is not None and result.problem.errno != EPIPE:
+        raise RunError(f"all is done, but the report could not be told on stdout: {result.problem}")
+
+
+# -- commands ------------------------------------------------------------------------------
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"volpatch {import_module('volpatch').__version__}")
+        ctx.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Try it: volpatch demo",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def cli() -> None:
+    """Run a function over overlapping patches of a volume that does not fit in memory, and blend
+    the results into one seamless volume.
+
+    Exit codes: 0 done, 1 the run failed, 2 usage, 3 input or settings refused, 4 some regions
+    failed or are missing, 130 interrupted, 143 terminated.
+    """
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch info scan.ome.zarr\n  volpatch info slices/ --format json",
+)
+@click.argument("path")
+@options(INFO, FORMAT)
+def info(path: str, level: int, series: int | str | None, form: str) -> None:
+    """Say what the volume at PATH is; reads metadata only.
+
+    A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices; a quoted pattern
+    such as 'scan/DAPI_z*.tif' is a folder of just those files.
+    """
+    from volpatch.report.info import facts_of, info_text
+    from volpatch.storage.open import open_source
+
+    source = open_source(path, level=level, series=series)
+    facts = facts_of(source)
+    click.echo(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n"
+    "  volpatch plan scan.ome.zarr --patch 64 --overlap 50% --memory-limit 2GiB\n"
+    "  volpatch plan scan.tif out.ome.zarr --apply median --window crop -o job.json\n"
+    "  volpatch run job.json",
+)
+@click.argument("source")
+@click.argument("target", required=False)
+@options(FUNCTION, GRID, OUTPUT, SAVE, FORMAT, RESOURCES)
+def plan(source: str, target: str | None, save: str | None, form: str, **words: Any) -> None:
+    """Lay out a run of SOURCE into TARGET: regions, patches, traffic, memory. Computes nothing.
+
+    With --format json the whole job is printed, as -o saves it.
+    """
+    from volpatch.planning import job
+    from volpatch.running import api
+
+    level, func, finalize, options = _split(words)
+    with _result_stream() as result:  # a function's file may print while it is imported
+        planned = api.plan(source, target, level=level, func=func, finalize=finalize, **options)
+        if save is not None:
+            job.save(planned, save)
+        text = json.dumps(job.to_json(planned), indent=2) if form == "json" else planned.explain()
+        result.tell(text)
+    if save is not None:
+        click.echo(f"saved {save}", err=True)
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n"
+    "  volpatch run scan.ome.zarr out.ome.zarr --apply gaussian --param sigma=1.5\n"
+    "  volpatch run slices/ out.ome.zarr --apply median --param size=3 --window crop\n"
+    "  volpatch run scan.tif out.ome.zarr --factory model.py:load --batch-size 8 --patch 96\n"
+    "  volpatch run job.json other.ome.zarr --overwrite\n"
+    "  volpatch run scan.ome.zarr out.ome.zarr --apply gaussian --part $SLURM_ARRAY_TASK_ID/100",
+)
+@click.argument("source")
+@click.argument("target", required=False)
+@options(FUNCTION, GRID, OUTPUT, HOW, DURABLE, FORMAT, PARTS, RESOURCES)
+def run(source: str, target: str | None, **words: Any) -> None:
+    """Run a function over patches of SOURCE and blend the results into TARGET, an OME-Zarr.
+
+    SOURCE may also be a job that `volpatch plan -o` saved. TARGET gets its name when it is
+    complete. A run that was ended goes on when the same command is given again; so do any
+    number of parts, on machines that share the disk.
+    The plan comes first, the report last; its last line begins with `complete`.
+    """
+    how = {name: words.pop(name) for name in _RUNNING}
+    as_json = words.pop("form") == "json"
+    call = _job_call(source, target) if source.endswith(".json") else None
+    call = call or _run_call(source, target, words)
+    _show(as_json, lambda announce: call(announce=announce, **how))
+
+
+def _show(as_json: bool, call: Callable[[Callable[[Any], None]], Any]) -> None:
+    """Print the plan and then the report of a run."""
+    with _result_stream() as result:
+
+        def announce(plan: Any) -> None:
+            if as_json:
+                with suppress(OSError):
+                    print(plan, file=sys.stderr, flush=True)
+            else:
+                result.tell(str(plan))
+
+        report = call(announce)
+        result.tell(json.dumps(report.to_json(), indent=2) if as_json else str(report))
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch demo\n  volpatch demo ~/volpatch-demo --overwrite",
+)
+@click.argument("folder", default="volpatch-demo")
+@options(HOW)
+def demo(folder: str, overwrite: bool, progress: str) -> None:
+    """Make a noisy specimen bigger than the memory allowed, denoise it, and say what to look at.
+
+    Takes about a minute and 1 GB in FOLDER (./volpatch-demo); no network.
+    """
+    from volpatch.cli.demo import demo as show
+
+    show(folder, overwrite=overwrite, progress=progress)
+
+
+_RUNNING = ("overwrite", "durability", "progress", "part", "retries", "fail_fast")
+
+
+def _run_call(source: str, target: str | None, words: dict[str, Any]) -> Callable[..., Any]:
+    if target is None:
+        raise click.UsageError("Missing argument 'TARGET'.")
+    if (words["apply"] is None) == (words["factory"] is None):
+        raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
+    from volpatch.running import api
+
+    level, func, finalize, options = _split(words)
+
+    def call(**how: Any) -> Any:
+        return api.run(func, source, target, level=level, finalize=finalize, **options, **how)
+
+    return call
+
+
+def _job_call(path: str, target: str | None) -> Callable[..., Any]:
+    ctx = click.get_current_context()
+    free = ("source", "target", "form", *_RUNNING)
+    for param in ctx.command.params:
+        name = param.name or ""
+        given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and name not in free:
+            raise click.UsageError(
+                f"{param.opts[0]} is settled by the job {path}; leave it out, or plan again."
+            )
+    from volpatch.running import api
+
+    def call(**how: Any) -> Any:
+        return api.run_job(path, target=target, **how)
+
+    return call
+
+
+def _split(
+    words: dict[str, Any],
+) -> tuple[int, FunctionSpec | None, FunctionSpec | None, Any]:
+    """Level, function and finalize, and those of the other options that were given."""
+    from volpatch.functions.named import FunctionSpec, parse_params
+
+    level, params = words.pop("level"), words.pop("params")
+    apply, factory, finalize = (words.pop(name) for name in ("apply", "factory", "finalize"))
+    if apply is not None and factory is not None:
+        raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
+    name = apply or factory
+    if params and name is None:
+        raise click.UsageError("--param belongs to --apply or --factory; give one of them.")
+    func = None
+    if name is not None:
+        func = FunctionSpec.parse(name, parse_params(params), factory=factory is not None)
+    final = None if finalize is None else FunctionSpec.parse(finalize)
+    return level, func, final, {name: v for name, v in words.items() if v not in (None, ())}
+
+
+# -- afterwards ----------------------------------------------------------------------------
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch status out.ome.zarr\n"
+    "  sbatch --array=$(volpatch status out.ome.zarr --format ids) job.sh",
+)
+@click.argument("target")
+@options(STATUS_FORMAT)
+def status(target: str, form: str) -> None:
+    """Say which regions of TARGET are done, failed or missing, and how fast it goes.
+
+    Works while the run is under way, after it was ended, and on the finished output.
+    """
+    from volpatch.running import status as upkeep
+
+    found = upkeep.status(target)
+    if form == "ids":
+        click.echo(found.ids)
+    else:
+        click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch verify out.ome.zarr\n  volpatch verify copy.ome.zarr --deep",
+)
+@click.argument("target")
+@click.option("--deep", is_flag=True, help="Decode every voxel too.")
+@options(FORMAT)
+def verify(target: str, deep: bool, form: str) -> int:
+    """Compare every object of TARGET with the size and SHA-256 it was written with.
+
+    Exit code 4 if any is missing or another; `volpatch retry` makes those again.
+    """
+    from volpatch.running import status as upkeep
+
+    found = upkeep.verify(target, deep=deep)
+    click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+    return 0 if found.ok else IncompleteError.exit_code
+
+
+@cli.command(
+    cls=TopicCommand,
+    epilog="\b\nExamples:\n  volpatch retry out.ome.zarr\n"
+    "  volpatch retry out.ome.zarr --retries 2 --memory-limit 8GiB",
+)
+@click.argument("target")
+@options(DURABLE, FORMAT, FAILING, HERE)
+def retry(target: str, form: str, **words: Any) -> None:
+    """Compute again what failed in TARGET, or is no longer as it was written; nothing else.
+
+    The function, its parameters and the input are those that TARGET was begun with.
+    """
+    from volpatch.running import api
+
+    how = {name: value for name, value in words.items() if value is not None}
+    _show(form == "json", lambda announce: api.retry(target, announce=announce, **how))
+
+
+@cli.command(epilog="\b\nExample:\n  volpatch commit out.ome.zarr")
+@click.argument("target")
+def commit(target: str) -> None:
+    """Check TARGET and give it its name, if all regions are done; else list what is missing.
+
+    The run, or the last of its parts, does so by itself.
+    """
+    from volpatch.running import status as upkeep
+
+    already = "already " if upkeep.find(target).finished else ""
+    click.echo(f"complete {already}{upkeep.commit(target)}")
+
+
+@cli.command(epilog="\b\nExample:\n  volpatch clean out.ome.zarr")
+@click.argument("target")
+def clean(target: str) -> None:
+    """Remove what an unfinished run left beside TARGET; a finished TARGET stays.
+
+    Only what volpatch made is removed.
+    """
+    from volpatch.running import status as upkeep
+
+    removed = upkeep.clean(target)
+    click.echo(f"removed {target}.volpatch" if removed else "nothing was left to remove")

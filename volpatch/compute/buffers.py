@@ -1,0 +1,158 @@
+"""What the loops look up: buffers that are rings of planes, and the patches of one box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch.core.grid import Box, PatchGrid
+from volpatch.core.recipe import Mode, Recipe, rows_at_once
+from volpatch.core.window import axis_shares, counted
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A buffer of planes: flat memory, the volume voxel its origin stands for, its extent.
+
+    `flat` holds (channels, planes, *face) in C order; plane p of the volume is at
+    (p - origin[0]) modulo `planes`.
+    """
+
+    flat: Array
+    origin: tuple[int, ...]
+    planes: int
+    face: tuple[int, ...]
+    channels: int = 1
+
+    @classmethod
+    def new(
+        cls, box: Box, planes: int, channels: int, dtype: np.dtype[Any], fill: Any = None
+    ) -> Ring:
+        face = box.shape[1:]
+        flat = np.empty(channels * planes * math.prod(face), dtype)
+        if fill is not None:
+            flat.fill(fill)
+        return cls(flat, box.start, planes, face, channels)
+
+    @property
+    def array(self) -> Array:
+        """(channels, planes, *face), a view."""
+        return self.flat.reshape(self.channels, self.planes, *self.face)
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, Array]]:
+        """Views of the planes [start, stop), in one piece or two, with their first plane."""
+        first = (start - self.origin[0]) % self.planes
+        until_wrap = min(stop - start, self.planes - first)
+        pieces = [(start, self.array[:, first : first + until_wrap])]
+        if until_wrap < stop - start:
+            rest = stop - start - until_wrap
+            pieces.append((start + until_wrap, self.array[:, :rest]))
+        return pieces
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """Elements from one voxel to the next, per axis."""
+        lengths = np.array((*(self.face or (1,)), 1), dtype=np.int64)
+        return np.cumprod(lengths[::-1])[::-1].astype(np.int64)
+
+    @cached_property
+    def corner(self) -> NDArray[np.int64]:
+        """The origin, with as many axes as the loops walk."""
+        return np.array(self.origin if self.face else (*self.origin, 0), dtype=np.int64)
+
+    @cached_property
+    def channel_step(self) -> int:
+        return self.planes * math.prod(self.face)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What the loops look up for the patches of one box, or of some rows of it.
+
+    Per axis, laid end to end.
+
+    Patch `ids` count the patches of the box in raster order of its own sub-lattice.
+    """
+
+    numbers: tuple[range, ...]  # lattice numbers of the grid, per axis
+    patch: NDArray[np.int64]
+    lattice: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lo: NDArray[np.int64]  # the part of each patch that counts: inside of the box, and
+    hi: NDArray[np.int64]  # where own parts are selected, within that
+    first: NDArray[np.int64]  # where an axis begins in starts, lo, hi
+    shares: NDArray[np.float64]
+    first_share: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, recipe: Recipe, box: Box, numbers: tuple[range, ...] | None = None) -> Tables:
+        """Tables of the patches that give a value to a voxel of `box`, or of `numbers`."""
+        grid, own = recipe.grid, recipe.mode is Mode.SELECT
+        if numbers is None:
+            numbers = relevant(grid, own, box)
+        starts, lo, hi, shares = [], [], [], []
+        for axis, window, chosen, a, b in zip(
+            grid.axes, recipe.windows, numbers, box.start, box.stop, strict=True
+        ):
+            n, part = len(chosen), axis.own if own else axis.span
+            first, stop = counted(window, axis.patch) if recipe.averages else (0, axis.patch)
+            at = np.fromiter(map(axis.start, chosen), np.int64, n)
+            starts.append(at)
+            here = np.fromiter((max(part(i)[0], a) for i in chosen), np.int64, n) - at
+            lo.append(np.maximum(here, first))
+            here = np.fromiter((min(part(i)[1], b) for i in chosen), np.int64, n) - at
+            hi.append(np.minimum(here, stop))
+            weights = np.ones((n, axis.patch))  # the loops look one up also where all are alike
+            if recipe.averages:
+                for some in _some(chosen, axis.patch):
+                    place = some.start - chosen.start
+                    weights[place : place + len(some)] = axis_shares(axis, window, some)
+            shares.append(weights.ravel())
+        patch = list(grid.patch)
+        if grid.ndim == 1:  # the loops walk lines: a signal is a column of lines of one voxel
+            one = np.ones(1, dtype=np.int64)
+            for column, value in ((starts, 0 * one), (lo, 0 * one), (hi, one)):
+                column.append(value)
+            shares.append(np.ones(1))
+            patch.append(1)
+        lengths = np.array([len(s) for s in starts], dtype=np.int64)
+        share_lengths = np.array([len(s) for s in shares], dtype=np.int64)
+        return cls(
+            numbers,
+            np.array(patch, dtype=np.int64),
+            lengths,
+            np.concatenate(starts),
+            np.concatenate(lo),
+            np.concatenate(hi),
+            np.cumsum(lengths) - lengths,
+            np.concatenate(shares),
+            np.cumsum(share_lengths) - share_lengths,
+        )
+
+    def position(self, number: int) -> tuple[int, ...]:
+        """Lattice position, in the whole grid, of patch `number` of this box."""
+        where: list[int] = []
+        for chosen in reversed(self.numbers):
+            number, i = divmod(number, len(chosen))
+            where.append(chosen[i])
+        return tuple(reversed(where))
+
+
+def _some(numbers: range, patch: int) -> Iterator[range]:
+    step = rows_at_once(patch)
+    return (numbers[i : i + step] for i in range(0, len(numbers), step))
+
+
+def relevant(grid: PatchGrid, own: bool, box: Box) -> tuple[range, ...]:
+    """Lattice numbers, per axis, of the patches that give a value to a voxel of `box`."""
+    if not own:
+        return grid.touching(box)
+    return tuple(a.owning(p, q) for a, p, q in zip(grid.axes, box.start, box.stop, strict=True))

@@ -1,0 +1,70 @@
+"""The user's words for one volume, as the grid and the recipe that they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from volpatch.core.axes import Layout
+from volpatch.core.grid import PatchGrid
+from volpatch.core.options import BlendOptions, Sizes, check_names
+from volpatch.core.parse import by_axis, whole_counts
+from volpatch.core.recipe import Recipe, check_dtype
+from volpatch.core.window import windows_per_axis
+
+
+def make_grid(
+    layout: Layout, patch: Any, stride: Any, overlap: Any, edge: Any, offset: Any
+) -> PatchGrid:
+    """The grid over the patched axes that sizes, or mappings by axis name, amount to."""
+    dims = layout.patched_dims
+    return PatchGrid(
+        layout.patched_shape,
+        by_axis(patch, dims, "patch"),
+        by_axis(stride, dims, "stride"),
+        overlap=by_axis(overlap, dims, "overlap"),
+        edge=by_axis("shift" if edge is None else edge, dims, "edge"),
+        offset=by_axis(0 if offset is None else offset, dims, "offset"),
+    )
+
+
+def make_recipe(
+    layout: Layout,
+    roi_shape: Sequence[int],
+    source_dtype: Any,
+    patch: Sizes,
+    *,
+    finalizes: bool = False,
+    **options: Unpack[BlendOptions],
+) -> Recipe:
+    """The recipe that the user's words for one volume amount to."""
+    check_names(options, BlendOptions)
+    dims = layout.patched_dims
+    grid = make_grid(
+        layout,
+        patch,
+        options.get("stride"),
+        options.get("overlap"),
+        options.get("edge"),
+        options.get("offset"),
+    )
+    source = check_dtype(source_dtype, "the source's dtype")
+    dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
+    reduce, window = options.get("reduce", "mean"), options.get("window")
+    return Recipe(
+        grid,
+        windows_per_axis(by_axis(window, dims, "window"), grid.ndim, reduce),
+        source,
+        source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
+        channels_in=None if layout.channel is None else roi_shape[layout.channel],
+        batch_size=whole_counts(options.get("batch_size"), None, "batch_size"),
+        channels_out=whole_counts(options.get("out_channels"), None, "out_channels"),
+        dtype=None if dtype is None else check_dtype(dtype, "dtype"),
+        finalizes=finalizes,
+        fill=options.get("fill"),
+        pad_mode=options.get("pad_mode", "reflect"),
+        pad_value=options.get("pad_value", 0),
+        reduce=reduce,
+        nan=options.get("nan", "propagate"),
+        holes=options.get("mask") is not None or options.get("skip") is not None,
+    )

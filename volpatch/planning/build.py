@@ -1,0 +1,250 @@
+"""From a user's words to a plan, and to what its output looks like on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from volpatch.core import resources as machine
+from volpatch.core.axes import CHANNELS, SPATIAL, Layout, write_units
+from volpatch.core.errors import GridError, SettingError, SourceError
+from volpatch.core.grid import per_axis, whole_number
+from volpatch.core.options import BlendOptions, JobOptions, Sizes, check_names
+from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
+from volpatch.core.words import make_recipe
+from volpatch.functions.named import FunctionSpec
+from volpatch.planning.fit import fit
+from volpatch.planning.masks import places_of, skips_of
+from volpatch.planning.plan import BACKENDS, Plan, Volume, held_before
+from volpatch.storage.open import missing_of, open_source, source_of, with_missing
+from volpatch.storage.output import TargetSpec
+from volpatch.storage.volume import Source
+
+Function = Callable[..., Any] | FunctionSpec | str
+DEFAULT_PATCH = 64
+
+
+def as_source(
+    source: Any, level: int = 0, missing: str = "auto", series: int | str | None = None
+) -> Source:
+    """The stored volume behind a path, or behind what `open_volume` returned."""
+    if isinstance(source, str | os.PathLike):
+        return open_source(source, level=level, series=series, missing=missing)
+    if isinstance(source, Source):
+        found: Source | None = source
+    else:
+        found = source_of(source) if hasattr(source, "encoding") else None
+    if found is None:
+        raise SourceError(
+            f"run and plan take a path or what open_volume returned, got a "
+            f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
+            f"otherwise; use roi= for a part of a volume, or map_patches for an array"
+        )
+    if series not in (None, found.series):
+        raise SettingError(
+            f"series={series!r} is for a path, and {found.path} is open already, with "
+            f"series={found.series!r}; pass series to open_volume"
+        )
+    return with_missing(found, missing)
+
+
+def named(function: Function | None) -> Callable[..., Any] | FunctionSpec | None:
+    return FunctionSpec.parse(function) if isinstance(function, str) else function
+
+
+def _patch_or_default(patch: Sizes | None, source: Source) -> Sizes:
+    if patch is not None:
+        return patch
+    layout = Layout.of(source.dims, source.shape, DEFAULT_PATCH)
+    return tuple(min(DEFAULT_PATCH, n) for n in layout.patched_shape)
+
+
+def make_draft(
+    source: Source,
+    target: str | os.PathLike[str] | None,
+    function: Any,
+    finalize: Any,
+    options: JobOptions,
+) -> Plan:
+    """The plan as far as the user's words make it; regions are still to be chosen."""
+    check_names(options, JobOptions)
+    patch = _patch_or_default(options.get("patch"), source)
+    layout = Layout.of(source.dims, source.shape, patch, options.get("channel_axis"))
+    names = {CHANNELS: source.channel_names} if source.channel_names else None
+    roi = parse_roi(options.get("roi"), source.dims, source.shape, names)
+    blend: Any = {k: v for k, v in options.items() if k in BlendOptions.__annotations__}
+    if blend.get("dtype") is None:
+        blend["dtype"] = _operation_dtype(function, source)
+    recipe = make_recipe(
+        layout, roi.shape, source.dtype, patch, finalizes=finalize is not None, **blend
+    )
+    backend = options.get("backend", "threads")
+    if backend not in BACKENDS:
+        raise SettingError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    memory, func_memory = options.get("memory_limit"), options.get("func_memory")
+    box = [roi.shape[i] for i in layout.patched]
+    chunks, shards = write_units(
+        layout.patched_dims,
+        box,
+        layout.pick(source.chunks, layout.patched),
+        recipe.out_dtype.itemsize,
+        chunks=options.get("chunks"),
+        shards=options.get("shards"),
+    )
+    volume = Volume(
+        source.path,
+        source.level,
+        source.name,
+        source.dims,
+        source.shape,
+        str(source.dtype),
+        source.chunks,
+        source.shards,
+        source.series,
+        source.remarks,
+    )
+    draft = Plan(
+        source=volume,
+        target=None if target is None else os.path.abspath(target),
+        layout=layout,
+        recipe=recipe,
+        roi=roi,
+        chunks=chunks,
+        shards=shards,
+        region=tuple(shards or chunks),
+        read_layer=1,
+        workers=whole_counts(options.get("workers"), machine.processors(), "workers"),
+        backend=backend,
+        memory_limit=machine.default_memory_limit() if memory is None else parse_bytes(memory),
+        func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
+        calls=whole_counts(options.get("calls"), None, "calls"),
+        free_disk=_free_disk(target),
+        held=held_before(machine.resident_bytes()),
+        words={
+            "options": {**options, "missing": missing_of(source)},
+            "function": function,
+            "finalize": finalize,
+        },
+    )
+    holes = skips_of(options, layout, places_of(source, layout.patched_dims))
+    if holes is not None:
+        draft = replace(draft, mask=holes.describe(layout.patched_dims))
+    target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
+    return draft
+
+
+def _operation_dtype(function: Any, source: Source) -> Any:
+    """Ready-made operations are intensity operations: they give back the source's dtype."""
+    operation = function.operation if isinstance(function, FunctionSpec) else None
+    if operation is None:
+        return None
+    return source.dtype if operation.dtype == "source" else operation.dtype
+
+
+def fitted(draft: Plan, region: Sequence[int] | None = None) -> Plan:
+    """The draft with its regions chosen; `region` fixes them, else what the user said."""
+    options = draft.words["options"]
+    return fit(
+        draft,
+        region=asked_region(draft) if region is None else region,
+        fewer_workers=options.get("workers") is None,
+    )
+
+
+def asked_region(draft: Plan) -> tuple[int, ...] | None:
+    """The extent of a region that the user asked for, in voxels along the patched axes."""
+    region, dims = draft.words["options"].get("region"), draft.layout.patched_dims
+    if region is None:
+        return None
+    edges = per_axis(by_axis(region, dims, "region"), len(dims), "region")
+    return tuple(
+        min(whole_number(r, "region"), -(-n // u) * u)
+        for r, n, u in zip(edges, draft.box.shape, draft.unit, strict=True)
+    )
+
+
+def _free_disk(target: str | os.PathLike[str] | None) -> int | None:
+    if target is None:
+        return None
+    folder = Path(os.path.abspath(target)).parent
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return None
+
+
+def target_spec(plan: Plan, source: Source) -> TargetSpec:
+    """What the output of a plan looks like on disk."""
+    layout, roi, axes = plan.layout, plan.roi, plan.out_axes
+    _check_channels(plan)
+
+    def per_dim(values: Sequence[Any], other: Any) -> tuple[Any, ...]:
+        return tuple(other if axis is None else values[axis] for axis in axes)
+
+    def pieces(patched: Sequence[int]) -> tuple[int, ...]:
+        sizes: dict[int | None, int] = dict(zip(layout.patched, patched, strict=True))
+        return tuple(sizes.get(axis, 1) for axis in axes)
+
+    origin = [o + s * a for o, s, a in zip(source.origin, source.spacing, roi.start, strict=True)]
+    grid = plan.recipe.grid
+    return TargetSpec(
+        shape=plan.out_shape,
+        dtype=str(plan.recipe.out_dtype),
+        dims=per_dim(source.dims, CHANNELS),
+        chunks=pieces(plan.chunks),
+        shards=None if plan.shards is None else pieces(plan.shards),
+        codec=plan.words["options"].get("codec", "zstd"),
+        name=source.name,
+        spacing=per_dim(source.spacing, 1.0),
+        origin=per_dim(origin, 0.0),
+        units=per_dim(source.units, None),
+        attributes={
+            "source": source.name,
+            "function": _name_of(plan.words.get("function")),
+            "patch": list(grid.patch),
+            "stride": list(grid.stride),
+            "window": [w if isinstance(w, str) else _name_of(w) for w in plan.recipe.windows],
+            "edge": list(grid.edge),
+        },
+        channel_names=_channel_names(plan, source),
+    )
+
+
+def _channel_names(plan: Plan, source: Source) -> tuple[str, ...] | None:
+    """Names of the output's channels, where they are those of the source."""
+    looped = [axis for axis in plan.layout.lead if plan.layout.dims[axis] == CHANNELS]
+    if source.channel_names is None or not looped or looped[0] not in plan.out_axes:
+        return None
+    return source.channel_names[plan.roi.start[looped[0]] : plan.roi.stop[looped[0]]]
+
+
+def _check_channels(plan: Plan) -> None:
+    """Refuse channels beside another axis that is neither time nor space: there is one such."""
+    if None not in plan.out_axes:
+        return
+    dims, shape = plan.layout.dims, plan.roi.shape
+    others = [a for a in plan.out_axes if a is not None and a in plan.layout.lead]
+    for axis in others:
+        dim = dims[axis]
+        if dim == "t" or dim in SPATIAL:
+            continue
+        choice = f", or choose one with roi='{CHANNELS}=0'" if dim == CHANNELS else ""
+        raise GridError(
+            f"the function returns channels, and the volume has an axis {dim} of {shape[axis]} "
+            f"that is looped over, but an OME-Zarr has one axis besides t, z, y and x; hand it "
+            f"whole to the function with channel_axis={dim!r}{choice}"
+        )
+
+
+def _name_of(function: Any) -> str | None:
+    if function is None or isinstance(function, str):
+        return function
+    return (
+        function.short_target
+        if isinstance(function, FunctionSpec)
+        else getattr(function, "__qualname__", type(function).__name__)
+    )

@@ -1,0 +1,577 @@
+"""A plan: which regions there are, what each costs, and what it takes in memory.
+
+Everything is arithmetic on per-axis numbers, so the plan of 10^15 voxels is as quick and
+as small as that of ten: task i's box is computed when it is asked for, no list exists.
+
+    |<-------------- volume, or roi -------------->|
+    |---- region 0 ----|---- region 1 ----|- 2 ----|     edges: multiples of the write unit,
+    |unit|unit|unit|...                                  and of the stride where possible
+               <- halo ->                                patches over an edge are computed twice
+
+Streaming makes memory independent of a region's length along the first axis, so regions
+are long there and as wide across as the memory limit allows: that is where patches that
+are computed twice are saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from volpatch.core.axes import Layout
+from volpatch.core.grid import AxisGrid, Box
+from volpatch.core.html import table_of_text
+from volpatch.core.parse import printable, show_bytes
+from volpatch.core.recipe import FINALIZE_PLANES, Mode, Recipe, rows_at_once
+
+# an interpreter with everything imported and compiled, and one that only waits for others
+INTERPRETER_BYTES = 234 * 2**20
+PARENT_BYTES = 160 * 2**20
+# what a thread comes to hold after a trial: its stack, and memory that the allocator keeps in
+# pieces between others
+KEPT_BYTES = 8 * 2**20
+# stored chunks that one reader keeps on their way from the store to the ring
+CHUNKS_IN_FLIGHT = 4
+# blended block, and what `finalize` makes of it: argmax over channels copies all once more
+FINALIZE_COPIES = 3
+# encoded and raw copies of one chunk on its way out
+ENCODE_COPIES = 3
+# until a trial has measured it, a function is taken to need this many times its batch
+FUNCTION_COPIES = 4
+BACKENDS = ("threads", "processes")
+# of the pieces of an axis that are walked over: sums over a longer period are estimates
+LONGEST_PERIOD = 2**14
+# of shares that are being made
+SHARE_COPIES = 4
+# a write unit on its way into the records, and one that they are known to tell of
+RECORD_BYTES = 1000
+KNOWN_BYTES = 64
+NAME_WIDTH = 10  # of the first column of `explain`
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What planning has to know of a source; all axes in their canonical order."""
+
+    path: str
+    level: int
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    series: int | str | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def read_unit(self) -> tuple[int, ...]:
+        """What is fetched as one object: the shard, else the chunk."""
+        return self.shards or self.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class AxisPieces:
+    """One axis of the output, cut into region edges.
+
+    >>> AxisPieces(start=0, stop=100, edge=32).pieces
+    4
+    """
+
+    start: int
+    stop: int
+    edge: int
+
+    @property
+    def pieces(self) -> int:
+        return -(-(self.stop - self.start) // self.edge)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        first = self.start + number * self.edge
+        return first, min(first + self.edge, self.stop)
+
+    def total(self, axis: AxisGrid, value: Callable[[int, int], int], chunk: int = 1) -> int:
+        """Sum of `value(start, stop)` over the pieces that patches of `axis` may touch.
+
+        `value` depends on patches and chunks from the first patch that a piece touches to the
+        last. Far from the axis' ends it repeats itself, and is not computed again.
+        """
+        count = axis.count
+        if count == 0:
+            return 0
+        first, last = axis.start(0), axis.start(count - 1) + axis.patch
+        # whatever lies before this place has whole chunks and regular patches only
+        regular = min(axis.start(max(0, count - 2)), axis.size // chunk * chunk - axis.patch)
+        low = max(0, (first - self.start) // self.edge)
+        high = min(self.pieces, -(-(last - self.start) // self.edge))
+        inner = max(low, -(-(first + axis.patch - self.start) // self.edge))
+        outer = min(high, self.pieces - 1, (regular - self.start) // self.edge)
+        if outer <= inner:
+            return sum(value(*self.bounds(k)) for k in range(low, high))
+        period = math.lcm(self.edge, axis.stride, chunk) // self.edge
+        period = min(period, LONGEST_PERIOD, outer - inner)
+        rounds, rest = divmod(outer - inner, period)
+        walked = 0
+        for k in range(inner, inner + period):
+            walked += value(*self.bounds(k)) * (rounds + (k - inner < rest))
+        return walked + sum(
+            value(*self.bounds(k)) for k in (*range(low, inner), *range(outer, high))
+        )
+
+    def typical(self) -> Iterator[tuple[int, int]]:
+        """Pieces from both ends and the middle: the largest is among them."""
+        n = self.pieces
+        return map(self.bounds, sorted({0, min(1, n - 1), n // 2, max(0, n - 2), n - 1}))
+
+
+def held_before(resident: int) -> int:
+    """Bytes of a process that are data of its own, when `resident` is all it holds.
+
+    >>> held_before(PARENT_BYTES + 10), held_before(2**20)
+    (10, 0)
+    """
+    return max(0, resident - PARENT_BYTES)
+
+
+def needed(axis: AxisGrid, own: bool, start: int, stop: int) -> range:
+    """Numbers of the patches that give a value to a voxel of [start, stop)."""
+    return axis.owning(start, stop) if own else axis.touching(start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The most that any region needs along one axis.
+
+    reach : voxels that are read; patches : that are computed; decoded : voxels of the
+    stored chunks that the reach lies in.
+    """
+
+    reach: int
+    patches: int
+    decoded: int
+
+
+@functools.lru_cache(maxsize=2**14)
+def axis_figures(axis: AxisGrid, own: bool, piece: AxisPieces, chunk: int) -> Figures:
+    ends = list(piece.typical())
+    reaches = [_reach(axis, own, *e) for e in ends]
+    return Figures(
+        max(b - a for a, b in reaches),
+        max(len(needed(axis, own, *e)) for e in ends),
+        max(_aligned(*r, chunk, axis.size) for r in reaches),
+    )
+
+
+@functools.lru_cache(maxsize=2**14)
+def _ring_planes(axis: AxisGrid, own: bool, piece: AxisPieces, layer: int) -> int:
+    """Planes that the input ring of a region holds."""
+    reaches = (_reach(axis, own, *ends) for ends in piece.typical())
+    return min(max(b - a // layer * layer for a, b in reaches), axis.planes_held(layer))
+
+
+def _reach(axis: AxisGrid, own: bool, start: int, stop: int) -> tuple[int, int]:
+    """Voxels [start, stop) that are read for the patches of a piece; may hang over."""
+    numbers = needed(axis, own, start, stop)
+    if not numbers:
+        return start, start
+    return axis.start(numbers[0]), axis.start(numbers[-1]) + axis.patch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one run is laid out. Made by `volpatch.plan`; see its attributes and `print(plan)`.
+
+    Attributes
+    ----------
+    region : extent of a region along the patched axes, in voxels.
+    read_layer : planes that are read at once along the first patched axis.
+    chunks, shards : of the output along the patched axes.
+    memory_limit, func_memory : bytes, in all and of one running call (None: not known yet).
+    held : bytes that this process holds of its own, such as arrays of a notebook. They are
+        no part of what the run needs, and `memory_limit` does not bound them.
+    resident, parent : bytes that a worker's interpreter, and that of the process that
+        started it, were seen to hold besides; 0 before a trial.
+    mask : how the cells of a mask lie on the volume.
+    incomparable : what the functions carry that another process could not compare, so that
+        it could not go on with the run.
+    words : the arguments that the plan was made of.
+    """
+
+    source: Volume
+    target: str | None
+    layout: Layout
+    recipe: Recipe
+    roi: Box
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    region: tuple[int, ...]
+    read_layer: int
+    workers: int
+    backend: str
+    memory_limit: int
+    func_memory: int | None = None
+    calls: int | None = None
+    free_disk: int | None = None
+    held: int = 0
+    resident: int = 0
+    parent: int = 0
+    mask: str | None = None
+    incomparable: tuple[str, ...] = ()
+    words: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    # -- regions ---------------------------------------------------------------------
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """The write unit along the patched axes."""
+        return self.shards or self.chunks
+
+    @property
+    def lead_counts(self) -> tuple[int, ...]:
+        return tuple(self.roi.stop[i] - self.roi.start[i] for i in self.layout.lead)
+
+    @property
+    def box(self) -> Box:
+        """The part of the patched axes that is computed."""
+        return Box(
+            self.layout.pick(self.roi.start, self.layout.patched),
+            self.layout.pick(self.roi.stop, self.layout.patched),
+        )
+
+    @property
+    def axes(self) -> tuple[AxisPieces, ...]:
+        box = self.box
+        return tuple(map(AxisPieces, box.start, box.stop, self.region))
+
+    @property
+    def lattice(self) -> tuple[int, ...]:
+        """Number of regions, per leading axis and patched axis."""
+        return (*self.lead_counts, *(a.pieces for a in self.axes))
+
+    @property
+    def n_regions(self) -> int:
+        return math.prod(self.lattice)
+
+    def region_box(self, number: int) -> tuple[tuple[int, ...], Box]:
+        """Indices along the leading axes, and voxels along the patched ones, of a region."""
+        place: list[int] = []
+        for count in reversed(self.lattice):
+            number, i = divmod(number, count)
+            place.append(i)
+        place.reverse()
+        n = len(self.layout.lead)
+        lead = tuple(
+            self.roi.start[axis] + i for axis, i in zip(self.layout.lead, place[:n], strict=True)
+        )
+        bounds = [a.bounds(i) for a, i in zip(self.axes, place[n:], strict=True)]
+        return lead, Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+
+    # -- work --------------------------------------------------------------------------
+
+    def _patches(self, pieces: Sequence[AxisPieces]) -> int:
+        own = self.recipe.owns
+        return math.prod(self.lead_counts) * math.prod(
+            piece.total(axis, functools.partial(_patches_needed, axis, own))
+            for axis, piece in zip(self.recipe.grid.axes, pieces, strict=True)
+        )
+
+    @property
+    def patches_owned(self) -> int:
+        """Patches that the output needs, each counted once."""
+        whole = [AxisPieces(a, b, max(1, b - a)) for a, b in zip(*self._ends, strict=True)]
+        return self._patches(whole)
+
+    @property
+    def _ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.box.start, self.box.stop
+
+    @property
+    def patches_computed(self) -> int:
+        """Patches in all regions together; those over a region's edge count twice."""
+        return self._patches(self.axes)
+
+    @property
+    def redundancy(self) -> float:
+        """Patches computed for each patch that is needed."""
+        return self.patches_computed / max(1, self.patches_owned)
+
+    @property
+    def calls_per_voxel(self) -> float:
+        """Times the function sees a voxel, far from borders: 8.0 at half overlap in 3-D."""
+        return self.recipe.grid.visits_per_voxel
+
+    @property
+    def _channels_in(self) -> int:
+        return self.recipe.channels_in or 1
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of decoded chunks in all regions together."""
+        chunks = self.layout.pick(self.source.chunks, self.layout.patched)
+        voxels = math.prod(self.lead_counts) * self._channels_in
+        for number, (axis, piece, chunk) in enumerate(
+            zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
+        ):
+            again = max(1, chunk // self.read_layer) if number == 0 else 1
+            decoded = functools.partial(_decoded, axis, self.recipe.owns, chunk)
+            voxels *= again * piece.total(axis, decoded, chunk)
+        return voxels * self.recipe.source_dtype.itemsize
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of the source under the patches, each voxel counted once."""
+        voxels = math.prod(self.lead_counts) * self._channels_in
+        for axis, start, stop in zip(self.recipe.grid.axes, *self._ends, strict=True):
+            first, last = _reach(axis, self.recipe.owns, start, stop)
+            voxels *= min(last, axis.size) - first
+        return voxels * self.recipe.source_dtype.itemsize
+
+    @property
+    def read_amplification(self) -> float:
+        """Bytes decoded for each byte that is needed."""
+        return self.bytes_read / max(1, self.bytes_needed)
+
+    # -- output ------------------------------------------------------------------------
+
+    @property
+    def out_axes(self) -> tuple[int | None, ...]:
+        """Axes of the output: numbers of the source's, None for the function's channels."""
+        return self.layout.result_axes(self.recipe.out_channels is not None, self.roi.shape)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Of the output: axes as in the source, channels where c belongs in (t, c, z, y, x)."""
+        lengths, channels = self.roi.shape, self.recipe.out_channels or 1
+        return tuple(channels if axis is None else lengths[axis] for axis in self.out_axes)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the output before compression."""
+        return math.prod(self.out_shape) * self.recipe.out_dtype.itemsize
+
+    # -- memory ------------------------------------------------------------------------
+
+    @property
+    def figures(self) -> list[Figures]:
+        chunks = self.layout.pick(self.source.chunks, self.layout.patched)
+        return [
+            axis_figures(axis, self.recipe.owns, piece, chunk)
+            for axis, piece, chunk in zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
+        ]
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that one worker needs at its peak, term by term."""
+        recipe, patch = self.recipe, self.recipe.grid.patch
+        face = math.prod(_largest_pieces(self.axes[1:]))
+        figures = self.figures
+        reach = [f.reach for f in figures]
+        planes = _ring_planes(recipe.grid.axes[0], recipe.owns, self.axes[0], self.read_layer)
+        size = recipe.batch_size or 1
+        single = self._channels_in * math.prod(patch) * recipe.input_dtype.itemsize
+        acc_planes = min(patch[0], self.region[0])
+        channels, final = recipe.channels_out or 1, recipe.out_channels or 1
+        source = recipe.source_dtype.itemsize
+        ring = recipe.input_dtype.itemsize if recipe.halves else source
+        # patches before they are narrowed, and what is made to look at one of them
+        before = self._channels_in * math.prod(patch) * source
+        looked_at = (recipe.together + 2) * before if recipe.narrows else 0
+        result = channels * size * math.prod(patch) * recipe.known_result.itemsize
+        given = size * single
+        layer = min(self.chunks[0], self.region[0])
+        out = recipe.out_dtype.itemsize
+        packed = 1 if self.source.shards else 2  # a chunk is there both encoded and decoded
+        hangs = any(axis.padded > axis.size for axis in recipe.grid.axes)
+        copies = (2 * ring if hangs else 0) + (source if recipe.halves else 0)
+        at_once = min(planes, max(self.read_layer, patch[0] if hangs else 0))
+        terms = {
+            "input ring": self._channels_in * planes * math.prod(reach[1:]) * ring,
+            "stored chunks being read": CHUNKS_IN_FLIGHT
+            * math.prod(self.source.read_unit)
+            * packed
+            * source,
+            "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
+            "batch and its result": recipe.together * single + looked_at + 2 * result,
+            "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
+            "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
+            "finished layer": final * layer * face * out,
+            "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
+            "shares": self._shares(figures),
+            "records": self._records(),
+        }
+        if recipe.mode is not Mode.ADD and recipe.mode is not Mode.SELECT:
+            beside = 8 if recipe.mode is Mode.NEAREST else recipe.accumulator.itemsize + 1
+            terms["marks of holes"] = channels * acc_planes * face * beside
+        if recipe.holes:
+            terms["mask"] = 2 * patch[0] * math.prod(reach[1:])
+        if recipe.finalizes:
+            blended = channels * recipe.blended_dtype.itemsize + final * out
+            planes = min(layer, acc_planes, FINALIZE_PLANES)
+            terms["finalize"] = FINALIZE_COPIES * planes * face * blended
+        return terms
+
+    def _shares(self, figures: list[Figures]) -> int:
+        """Bytes of what is looked up of the patches of a region, twice while it is made."""
+        patch = self.recipe.grid.patch
+        counts = [f.patches for f in figures]
+        some = [min(n, rows_at_once(p)) for n, p in zip(counts, patch, strict=True)]
+        kept = [some[0], *counts[1:]]
+        tables = sum(n * (p + 3) * 8 for n, p in zip(kept, patch, strict=True))
+        made = max(n * p * 8 for n, p in zip(some, patch, strict=True))
+        return 2 * tables + SHARE_COPIES * made
+
+    def _records(self) -> int:
+        """Bytes to tell, and remember, what is written: of a layer, a region, and all regions."""
+        face, *rest = (
+            -(-n // u) for n, u in zip(_largest_pieces(self.axes), self.unit, strict=True)
+        )
+        layer = math.prod(rest)
+        all_regions = -(-self.n_regions // self.running)  # once for all workers
+        return RECORD_BYTES * layer + KNOWN_BYTES * face * layer + all_regions
+
+    @property
+    def peak_per_worker(self) -> int:
+        """Bytes that one worker needs at its peak, without its interpreter."""
+        return sum(self.memory.values())
+
+    @property
+    def running(self) -> int:
+        """Workers that have something to do."""
+        return max(1, min(self.workers, self.n_regions))
+
+    @property
+    def interpreters(self) -> int:
+        """Bytes of all interpreters, with what they have imported and compiled."""
+        threads = self.running if self.backend == "threads" else 1
+        settled = self.resident + threads * KEPT_BYTES if self.resident else 0
+        worker = max(INTERPRETER_BYTES, settled)
+        if self.backend == "threads":
+            return worker
+        return max(PARENT_BYTES, self.parent) + self.running * worker
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the whole run needs at its peak, interpreters included, `held` not."""
+        return self.interpreters + self.running * self.peak_per_worker
+
+    # -- text --------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return self.explain(short=True)
+
+    def _repr_html_(self) -> str:
+        return table_of_text("Plan", self.explain(), NAME_WIDTH)
+
+    def explain(self, *, short: bool = False) -> str:
+        """The plan for people; `short` leaves out the memory terms."""
+        grid, recipe = self.recipe.grid, self.recipe
+        known = "" if recipe.complete else " (dtype assumed)"
+        disk = "" if self.free_disk is None else f", {show_bytes(self.free_disk)} free on disk"
+        halo = tuple(p - s for p, s in zip(grid.patch, grid.stride, strict=True))
+        lines = [
+            f"source    {self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
+            f"{self.source.dtype}, chunks {self.source.chunks}",
+            *(f"          {printable(remark)}" for remark in self.source.remarks),
+            f"output    {self.target or 'not named'}",
+            f"          {times(self.out_shape)} {recipe.out_dtype}{known}, "
+            f"{show_bytes(self.bytes_written)}{disk}",
+            f"          chunks {self.chunks}, shards {self.shards or 'none'}",
+            f"patches   {grid.patch}, stride {grid.stride}, window {_windows(recipe)}, "
+            f"edge {'/'.join(dict.fromkeys(grid.edge))}",
+            *([] if self.mask is None else [f"mask      {self.mask}"]),
+            f"          {self.patches_owned:,} needed, {self.patches_computed:,} computed: "
+            f"redundancy {self.redundancy:.2f}; {self.calls_per_voxel:.1f} calls per voxel",
+            f"regions   {self.n_regions:,} of {times(self.region)}, halo {times(halo)}; "
+            f"{self.running} of {self.workers} {self.backend}",
+            f"traffic   reads {show_bytes(self.bytes_read)} (x{self.read_amplification:.2f}), "
+            f"writes {show_bytes(self.bytes_written)} before compression",
+            f"memory    {show_bytes(self.peak)} at the peak, under the limit of "
+            f"{show_bytes(self.memory_limit)}:",
+            f"          {self.running} x {show_bytes(self.peak_per_worker)} "
+            f"+ {show_bytes(self.interpreters)} interpreters",
+        ]
+        if self.held:
+            lines.append(f"          and {show_bytes(self.held)} that this process held before")
+        if not short:
+            for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
+                note = " (assumed)" if term == "function" and self.func_memory is None else ""
+                lines.append(f"          {show_bytes(number):>10}  {term}{note}")
+        if self.incomparable:
+            lines += [
+                f"resume    not after a kill: {some(self.incomparable)} cannot be compared;",
+                "          version=TEXT, which replaces the comparison, would help",
+            ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the plan, for programs."""
+        return {
+            "regions": self.n_regions,
+            "region": list(self.region),
+            "workers": self.running,
+            "backend": self.backend,
+            "patches_needed": self.patches_owned,
+            "patches_computed": self.patches_computed,
+            "redundancy": self.redundancy,
+            "calls_per_voxel": self.calls_per_voxel,
+            "bytes_read": self.bytes_read,
+            "read_amplification": self.read_amplification,
+            "bytes_written": self.bytes_written,
+            "free_disk_bytes": self.free_disk,
+            "output_shape": list(self.out_shape),
+            "mask": self.mask,
+            "output_dtype": str(self.recipe.out_dtype) if self.recipe.complete else None,
+            "peak_bytes": self.peak,
+            "peak_bytes_per_worker": self.peak_per_worker,
+            "memory_bytes_per_worker": self.memory,
+            "interpreter_bytes": self.interpreters,
+            "held_bytes": self.held,
+            "incomparable": list(self.incomparable),
+            "memory_limit_bytes": self.memory_limit,
+        }
+
+
+def _aligned(start: int, stop: int, chunk: int, size: int) -> int:
+    """Voxels of the chunks that [start, stop) lies in."""
+    stop = min(stop, size)
+    return max(0, min(size, -(-stop // chunk) * chunk) - start // chunk * chunk)
+
+
+def _patches_needed(axis: AxisGrid, own: bool, start: int, stop: int) -> int:
+    return len(needed(axis, own, start, stop))
+
+
+def _decoded(axis: AxisGrid, own: bool, chunk: int, start: int, stop: int) -> int:
+    """Voxels of the stored chunks that are read for a piece."""
+    first, last = _reach(axis, own, start, stop)
+    return _aligned(first, last, chunk, axis.size) if first < last else 0
+
+
+def _largest_pieces(pieces: Sequence[AxisPieces]) -> list[int]:
+    return [min(p.edge, p.stop - p.start) for p in pieces]
+
+
+def _sizes(dims: Sequence[str], shape: Sequence[int]) -> str:
+    return " ".join(f"{d}={n}" for d, n in zip(dims, shape, strict=True))
+
+
+def some(places: Sequence[str], most: int = 3) -> str:
+    """A few of them in words.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(places) - most} more" if len(places) > most else ""
+    return f"{', '.join(places[:most])}{more}"
+
+
+def times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _windows(recipe: Recipe) -> str:
+    names = (w if isinstance(w, str) else getattr(w, "__name__", "custom") for w in recipe.windows)
+    return "/".join(dict.fromkeys(names))

@@ -1,0 +1,497 @@
+"""One run from its first look at the target to the published output.
+
+    find the plan that is there  ->  or try the function once, and make one exclusively
+    ask the ledger what is done  ->  compute the rest  ->  publish when nothing is missing
+
+Whoever finds a plan checks that what is asked for now would give the same bytes, takes the
+regions from it, and goes on. So to resume, to be one of many parts and to repair what went
+bad later are one thing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volpatch.core import resources as machine
+from volpatch.core.errors import RunError, SettingError, TargetError
+from volpatch.core.recipe import Recipe
+from volpatch.functions.named import FunctionSpec
+from volpatch.planning import job as jobs
+from volpatch.planning.build import asked_region, fitted, target_spec
+from volpatch.planning.fit import check_reading
+from volpatch.planning.gone import GoneReader, remembered
+from volpatch.planning.identity import Carried, identity
+from volpatch.planning.inputs import (
+    Looks,
+    changed_files,
+    fingerprint,
+    overlaid,
+    regions_reading,
+    watched,
+)
+from volpatch.planning.plan import Plan, some
+from volpatch.report.progress import Progress
+from volpatch.report.report import RunReport
+from volpatch.running.executors.local import Pool, open_pool
+from volpatch.running.scheduler import Run, finish
+from volpatch.running.worker import Functions, Job, Trial
+from volpatch.storage.ledger import DONE, PlanFile, Reader
+from volpatch.storage.output import Site, TargetSpec, WorkTree
+from volpatch.storage.publish import check_whole, state_of
+from volpatch.storage.stores.local import SUFFIX, check_target
+from volpatch.storage.volume import Source
+
+_VERSION = "give version=TEXT from the start, which replaces the comparison"
+_RESULT = ("result_dtype", "channels_out", "final_dtype", "final_channels")
+
+
+def warn_of_incomparable(plan: Plan) -> None:
+    """Tell whoever does not look at the plan that the run could not be gone on with."""
+    if not plan.incomparable:
+        return
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+    ours = [str(frame.f_globals.get("__name__")).startswith("volpatch.") for frame in frames]
+    warnings.warn(
+        f"after a kill this run could not be gone on with, as {some(plan.incomparable)} cannot "
+        f"be compared with what another process has; {_VERSION}",
+        stacklevel=[*ours, False].index(False) + 1,  # of whoever called volpatch
+    )
+
+
+@dataclass
+class Request:
+    """What was asked for.
+
+    Attributes
+    ----------
+    draft : the plan as far as the user's words make it.
+    carried : what the functions were before any call.
+    overwrite : start over, and replace an earlier output when the new one is complete; for a
+        part only the latter.
+    part : (i, n): every n-th region, from i on.
+    """
+
+    draft: Plan
+    functions: Functions
+    source: Source
+    work: WorkTree
+    carried: Carried
+    overwrite: bool = False
+    part: tuple[int, int] | None = None
+    retries: int = 0
+    fail_fast: bool = False
+    progress: str = "none"
+    announce: Callable[[Plan], None] = warn_of_incomparable
+    begin: float = field(default_factory=time.perf_counter)
+
+    @property
+    def how(self) -> str:
+        """How closely the input's files are looked at."""
+        return str(self.draft.words["options"].get("fingerprint", "sample"))
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether what there is counts for nothing."""
+        return self.overwrite and self.part is None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the input is known only from what was made of it."""
+        return isinstance(self.source.reader, GoneReader)
+
+    def look(self) -> tuple[dict[str, Any], Looks]:
+        """What the input is, and how its files look; what they were where they are gone."""
+        reader = self.source.reader
+        if isinstance(reader, GoneReader):
+            return {**reader.identity, "files": self.how}, reader.looks
+        return fingerprint(self.source, self.how)
+
+    def settled(self, trial: Trial, region: Any = None, *, finished: bool = False) -> Settled:
+        """The plan with what a trial told, its output, and what determines its bytes.
+
+        Parameters
+        ----------
+        finished : whether nothing will be computed, so that no memory has to suffice.
+        """
+        draft = self.draft
+        memory = trial.func_memory if draft.func_memory is None else draft.func_memory
+        plan = replace(
+            draft,
+            recipe=trial.recipe,
+            func_memory=memory,
+            resident=trial.resident,
+            parent=max(0, machine.resident_bytes() - draft.held),
+        )
+        if not finished:
+            plan = fitted(plan, region)
+        elif region is not None:
+            plan = replace(plan, region=region)
+        spec = target_spec(plan, self.source)
+        source, looks = self.look()
+        words = identity(plan, spec, self.carried, self.functions.holes, source)
+        recipe = plan.recipe
+        layout = {
+            "regions": plan.n_regions,
+            "patches": plan.patches_computed,
+            "region": list(plan.region),
+            "result": {name: _plain(getattr(recipe, name)) for name in _RESULT},
+            "func_memory": memory,
+            "resident": trial.resident,
+            "input": looks,
+            "volume": remembered(self.source),
+            "depends": self.carried.depends,
+        }
+        file = PlanFile(words, layout, _job_words(plan))
+        return Settled(plan, spec, file, looks)
+
+
+@contextmanager
+def calling(request: Request) -> Iterator[Pool]:
+    """Workers that call the functions; what calls change in them makes no other job."""
+    try:
+        with open_pool(request.draft, request.functions, request.source) as pool:
+            yield pool
+    finally:
+        if request.draft.backend == "threads":  # processes have copies
+            request.carried.called()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A plan that lacks nothing.
+
+    Attributes
+    ----------
+    looks : how the input's files look now.
+    replaced : numbers of those that looked otherwise when the plan was made, or accepted last.
+    stale : units that are recorded, of regions that read such files: to be made again.
+    """
+
+    plan: Plan
+    spec: TargetSpec
+    file: PlanFile
+    looks: Looks
+    replaced: tuple[int, ...] = ()
+    stale: frozenset[int] = frozenset()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, np.dtype) else value
+
+
+def _job_words(plan: Plan) -> dict[str, Any] | None:
+    """The words that repeat the run, without functions that were given as objects.
+
+    None where other things that have no name are among them, such as a mask in memory.
+    """
+    words = dict(plan.words)
+    for name in ("function", "finalize"):
+        if not isinstance(words[name], FunctionSpec):
+            words[name] = None
+    try:
+        found = jobs.to_json(replace(plan, words=words))
+    except SettingError:
+        return None
+    return {name: value for name, value in found.items() if name != "figures"}
+
+
+def _known(draft: Plan, file: PlanFile) -> Trial:
+    """What a trial told when the plan was made."""
+    result = file.layout["result"]
+    values = {
+        name: np.dtype(result[name]) if name.endswith("dtype") and result[name] else result[name]
+        for name in _RESULT
+    }
+    recipe: Recipe = replace(draft.recipe, **values)
+    return Trial(recipe, file.layout["func_memory"], file.layout["resident"], 0.0)
+
+
+def rejoined(
+    request: Request,
+    there: PlanFile,
+    root: Path,
+    *,
+    finished: bool = False,
+    checked: bool = False,
+) -> Settled:
+    """The settled plan that another process, or an earlier run, has made.
+
+    Parameters
+    ----------
+    there : the plan that was found.
+    root : of the output that it was found in.
+    finished : whether that one is complete, and will be left as it is.
+    checked : whether all that is written must come out with a checksum that is known.
+
+    Raises
+    ------
+    TargetError
+        What is asked for now would give other bytes, or names other regions.
+    MemoryLimitError
+        The memory limit is too small for the regions that are fixed.
+    """
+    draft = request.draft
+    region = tuple(there.layout["region"])
+    # where it is none of this plan's, its chunks or axes are others, which is what is to be said
+    fits = len(region) == len(draft.unit) and all(
+        edge % unit == 0 for edge, unit in zip(region, draft.unit, strict=True)
+    )
+    settled = request.settled(_known(draft, there), region if fits else None, finished=finished)
+    place = request.work.folder if root == request.work.data else root
+    there.check_same(settled.file, place, finished=finished)
+    if request.carried.incomparable and not checked:
+        raise TargetError(
+            f"{str(place)!r} holds a run that nobody can tell to be the same: "
+            f"{some(request.carried.incomparable)} cannot be compared with what it was then. Start "
+            f"over with --overwrite (overwrite=True), and {_VERSION}"
+        )
+    made = (settled.plan.region, settled.plan.n_regions, len(settled.looks))
+    found = (region, there.n_regions, len(there.layout["input"]))
+    if made != found:
+        raise TargetError(
+            f"the plan of {str(place)!r} is damaged: its regions, their number and the number of "
+            f"files of the input are {found} and should be {made}; start over with --overwrite "
+            f"(overwrite=True)"
+        )
+    asked = asked_region(draft)
+    if not finished and asked is not None and asked != region:
+        raise TargetError(
+            f"region={asked} is asked for, but {str(place)!r} was begun with regions of {region}, "
+            f"and its records are by region; leave region out to go on, or start over with "
+            f"--overwrite (overwrite=True)"
+        )
+    return _with_input(request, replace(settled, file=there), root, place)
+
+
+def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> Settled:
+    """Accept files of the input that changed if nothing that is done was made of them."""
+    if request.is_gone:
+        return settled
+    source, plan, file = request.source, settled.plan, settled.file
+    accepted = {
+        number: look
+        for event in Reader(root / SUFFIX)()
+        if event["kind"] == "input"
+        for number, look in event["files"]
+    }
+    before = overlaid(file.layout["input"], source, request.how, accepted)
+    changed = changed_files(source, request.how, before, settled.looks)
+    if not changed:
+        return settled
+    state, _ = state_of(root, file, settled.spec)
+    done = np.flatnonzero(state.status >= DONE).tolist()
+    spoiled = regions_reading(plan, source, changed, done)
+    if spoiled:
+        raise TargetError(
+            f"{source.reader.file(changed[0])!r} of the input changed, and {len(spoiled)} regions "
+            f"of {str(place)!r} that are done were made of what it was (region {spoiled[0]}, say); "
+            f"restore it, or start over with --overwrite (overwrite=True)"
+        )
+    redo = regions_reading(plan, source, changed, state.begun)
+    stale = frozenset(unit for n in redo for unit in state.recorded(n).tolist())
+    return replace(settled, replaced=tuple(changed), stale=stale)
+
+
+def execute(request: Request) -> RunReport:
+    """Compute what is missing of an output, and publish it when nothing is.
+
+    Raises
+    ------
+    VolpatchError
+        See `volpatch.run`.
+    """
+    machine.forget_peak()
+    work, part = request.work, request.part
+    if part is not None and part[1] > 1 and request.carried.incomparable:
+        raise SettingError(
+            f"parts must be seen to be of the same function, but "
+            f"{some(request.carried.incomparable)} cannot be compared; {_VERSION}"
+        )
+    with work.publishing():
+        work.restore()
+        if not request.overwrite:
+            work.clear_up()
+    there = None if request.starts_over else PlanFile.load(work.data / SUFFIX)
+    late = None if request.starts_over else _published(request, there)
+    if late is not None:
+        return late
+    if isinstance(request.source.reader, GoneReader):
+        raise request.source.reader.error
+    check_target(work.target, overwrite=work.may_replace, source_path=request.source.path)
+    settled = None if there is None else rejoined(request, there, work.data)
+    with calling(request) as pool:
+
+        def rest() -> RunReport:
+            mine = settled
+            if mine is None:
+                mine = _begin(request, pool)
+                late = None if request.starts_over else _published(request, None)
+                if late is not None:  # a twin was faster, and this tree was begun after it
+                    _drop(work)
+                    return late
+            first, step = part or (0, 1)
+            numbers = range(first, mine.file.n_regions, step)
+            with work.in_use():
+                return compute(request, mine, pool, work.go_on(), numbers, whole=part is None)
+
+        return unless_published(request, rest)
+
+
+def unless_published(request: Request, call: Callable[[], RunReport]) -> RunReport:
+    """What `call` gives, or, where another process was faster, what is to be said then.
+
+    That one has published the same output, and taken away the folders that this one used.
+    """
+    try:
+        return call()
+    except RunError:
+        late = None if os.path.lexists(request.work.data) else _published(request, None)
+        if late is None:
+            raise
+        return late
+
+
+def _published(request: Request, begun: PlanFile | None) -> RunReport | None:
+    """The report of a run that comes when all is done and in its place; None if it is not.
+
+    Parameters
+    ----------
+    begun : the plan of the tree that is being built, if there is one.
+
+    Raises
+    ------
+    TargetError
+        There is the complete output of another job, and nothing that may replace it.
+    IncompleteError
+        There is that of this job, with objects missing.
+    """
+    work = request.work
+    replaced = begun is not None and work.may_replace
+    try:
+        there = PlanFile.load(work.target / SUFFIX)
+        if there is None or (replaced and begun is not None and there.id == begun.id):
+            return None  # what is there is being made anew
+        settled = rejoined(request, there, work.target, finished=True)
+    except TargetError:
+        if request.overwrite or replaced:
+            return None  # that is what is to be replaced
+        raise
+    check_whole(work.target, there, settled.spec)
+    if begun is not None and begun.id == there.id:
+        _drop(work)  # as a twin that was late has left it
+    return _report(request, settled, None, complete=True)
+
+
+def _drop(work: WorkTree) -> None:
+    """Remove a tree that nobody needs, unless somebody is at work in it."""
+    with suppress(TargetError), work.unused():
+        work.discard()
+
+
+def _begin(request: Request, pool: Pool) -> Settled:
+    """Try the function, and make the plan, unless another process was first."""
+    work, draft = request.work, request.draft
+    check_reading(draft, asked_region(draft))
+    settled = request.settled(pool.one("trial", draft))
+    if request.starts_over or work.is_leftover:
+        with work.unused():
+            work.discard()
+    work.begin(overwrite=request.overwrite)
+    there = settled.file.create(work.site.ledger, work.site.puts)
+    if there == settled.file:
+        return settled
+    return rejoined(request, there, work.data)
+
+
+def compute(
+    request: Request,
+    settled: Settled,
+    pool: Pool,
+    site: Site,
+    numbers: Iterable[int],
+    *,
+    whole: bool = True,
+    publish: bool = True,
+    bad: Collection[int] = (),
+    wanted: Mapping[int, str] | None = None,
+) -> RunReport:
+    """Compute those of the regions `numbers` that are not done; publish if that was all.
+
+    Parameters
+    ----------
+    whole : whether all regions are asked for, so that a gap is an error.
+    bad : units that are recorded, and not as they were written.
+    wanted : SHA-256 that units must have which are computed again.
+    """
+    plan, file, work = settled.plan, settled.file, request.work
+    request.announce(plan)
+    job = Job(plan, settled.spec, site, wanted or {})
+    run = Run(job, file, numbers, request.retries, request.fail_fast, {*bad, *settled.stale})
+    if settled.replaced:
+        looks = dict(zip(watched(request.source, request.how), settled.looks, strict=True))
+        run.log.write("input", -1, files=[[n, looks[n]] for n in settled.replaced])
+    left = 1 - run.before / max(1, file.n_regions)
+    run.bar = Progress(round(plan.patches_computed * left), request.progress)
+    if run.before:
+        run.bar.say(f"going on: {run.before:,} of {file.n_regions:,} regions are done")
+    run.compute(pool)
+    complete = True
+    if publish:
+        _check_input(request, settled)
+        complete = finish(run, work, whole=whole)
+    return _report(request, settled, run, complete=complete)
+
+
+def _check_input(request: Request, settled: Settled) -> None:
+    """Refuse to publish what was made of an input that changed on the way."""
+    _, now = fingerprint(request.source, request.how)
+    changed = changed_files(request.source, request.how, settled.looks, now)
+    if changed:
+        raise RunError(
+            f"{request.source.reader.file(changed[0])!r} of the input changed during the run, so "
+            f"the output may be made of old and new parts, and is not published. Start over with "
+            f"--overwrite (overwrite=True) when the input is at rest"
+        )
+
+
+def _report(request: Request, settled: Settled, run: Run | None, *, complete: bool) -> RunReport:
+    plan, spec = settled.plan, settled.spec
+    report = RunReport(
+        target=str(request.work.target),
+        shape=spec.shape,
+        dtype=spec.dtype,
+        seconds=time.perf_counter() - request.begin,
+        regions=plan.n_regions,
+        workers=plan.running,
+        backend=plan.backend,
+        redundancy=plan.redundancy,
+        predicted_bytes=plan.peak,
+        peak_bytes=max(0, machine.peak_bytes() - plan.held),
+        held_bytes=plan.held,
+        raw_bytes=plan.bytes_written,
+        source_itemsize=request.source.dtype.itemsize,
+        complete=complete,
+        regions_before=settled.file.n_regions,
+        part=request.part,
+    )
+    if run is None:
+        gone = f"the input {request.source.path!r} is gone, so it was not compared"
+        return replace(report, already=True, remarks=(gone,) if request.is_gone else ())
+    return replace(
+        report,
+        stats=run.stats,
+        encoded_bytes=run.encoded_bytes,
+        peak_bytes=max(0, run.peak_bytes - plan.held),
+        regions_before=run.before,
+    )

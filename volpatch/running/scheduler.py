@@ -1,0 +1,208 @@
+"""Hand the regions that are not done to workers, and gather what they did.
+
+What is done is what the ledger says, so a run that begins anew, one that goes on, one of
+many parts and one beside a twin are all the same run: it computes what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from volpatch.compute.blend import Stats
+from volpatch.core import resources as machine
+from volpatch.core.errors import (
+    FunctionError,
+    IncompleteError,
+    RunError,
+    SourceError,
+    VolpatchError,
+    traceback_text,
+)
+from volpatch.core.grid import Box
+from volpatch.core.parse import show_numbers
+from volpatch.report.progress import Progress
+from volpatch.running.executors.local import Pool, WorkerDiedError
+from volpatch.running.worker import Job, Outcome, Task, units_of
+from volpatch.storage.ledger import PlanFile, Recorder, State
+from volpatch.storage.output import WorkTree
+from volpatch.storage.publish import is_published, publish, state_of
+
+# of the same region, or of a chunk of the input: others may well be computed all the same
+SURVIVED = (FunctionError, SourceError, WorkerDiedError)
+# deaths of workers in a row, beyond one each, with no region finished: it is not the patch
+MAX_DEATHS = 2
+LISTED = 5
+
+
+@dataclass
+class Run:
+    """One process's part in building an output.
+
+    Attributes
+    ----------
+    numbers : regions that are asked for.
+    retries : tries of a region after its first failure.
+    fail_fast : end at the first failure, instead of going on with the other regions.
+    bad : units that are recorded, and not as they were written.
+    """
+
+    job: Job
+    file: PlanFile
+    numbers: Iterable[int]
+    retries: int = 0
+    fail_fast: bool = False
+    bad: Collection[int] = ()
+    bar: Progress = field(default_factory=lambda: Progress(0, "none"))
+    stats: Stats = field(default_factory=Stats)
+    encoded_bytes: int = 0
+    failures: dict[int, VolpatchError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        site, spec = self.job.site, self.job.spec
+        self.state, self._reader = state_of(site.root, self.file, spec, self.bad)
+        self.before = self.state.n_done
+        self.peaks = {os.getpid(): 0}
+        self.log = Recorder(site.ledger, site.puts)
+        self._again: deque[Task] = deque()
+        self._new = self._pending()
+        self._deaths = 0
+
+    def _pending(self) -> Iterator[Task]:
+        for number in self.numbers:
+            if self.state.is_done(number):
+                continue
+            self.refresh()
+            if not self.state.is_done(number):
+                yield self.task(number)
+
+    def refresh(self) -> None:
+        """Take in what this run's workers, and other processes, have recorded meanwhile."""
+        for event in self._reader():
+            self.state.take(event)
+
+    def task(self, number: int, attempt: int = 1) -> Task:
+        """What is still to be computed of a region."""
+        lead, box = self.job.plan.region_box(number)
+        return Task(number, lead, missing_box(self.job, number, self.state) or box, attempt)
+
+    def more(self) -> Task | None:
+        """The next task; None when there is none left."""
+        if self._again:
+            self.refresh()
+            task = self._again.popleft()
+            return self.task(task.region, task.attempt)
+        return next(self._new, None)
+
+    def tick(self, patches: int) -> None:
+        self.bar.add(patches)
+
+    def done(self, task: Task, outcome: Outcome) -> None:
+        self._deaths = 0
+        self.failures.pop(task.region, None)
+        self.stats += outcome.stats
+        self.encoded_bytes += outcome.encoded_bytes
+        self.peaks[outcome.process] = max(outcome.peak_bytes, self.peaks.get(outcome.process, 0))
+
+    def failed(self, task: Task, error: BaseException) -> None:
+        """Try again, or note the failure and go on; raise what no other region survives."""
+        if not isinstance(error, SURVIVED):
+            raise error
+        self.log.write(
+            "failed",
+            task.region,
+            attempt=task.attempt,
+            error=f"{type(error).__name__}: {error}",
+            traceback=traceback_text(error)[-20_000:],
+        )
+        if self.fail_fast:
+            raise error
+        if isinstance(error, WorkerDiedError):
+            self._deaths += 1
+            if self._deaths > self.job.plan.running + MAX_DEATHS:
+                raise RunError(
+                    f"{self._deaths} workers died one after the other, and no region was "
+                    f"finished between: {error}"
+                ) from error
+        if task.attempt <= self.retries:
+            self._again.append(Task(task.region, task.lead, task.box, task.attempt + 1))
+        else:
+            self.failures[task.region] = error
+
+    def compute(self, pool: Pool) -> None:
+        """Compute all that is asked for and not done.
+
+        Raises
+        ------
+        IncompleteError
+            Some regions failed; the others are done.
+        """
+        pool.tasks(self.more, self.job, self, self.job.plan.running)
+        self.refresh()
+        self.bar.close()
+        if self.failures:
+            raise self._incomplete()
+
+    def _incomplete(self) -> IncompleteError:
+        numbers = sorted(self.failures)
+        first = self.failures[numbers[0]]
+        count = f"{len(numbers)} of {self.file.n_regions} regions failed"
+        error = IncompleteError(
+            f"{count} ({show_numbers(numbers, LISTED)}); all others that were asked for are done "
+            f"and kept. Region {numbers[0]}: {first}. Remove the cause, then `volpatch retry "
+            f"{self.job.plan.target}`, or the same run again, computes what is missing"
+        )
+        error.__cause__ = first
+        return error
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that all processes of this run have held, added up."""
+        own = max(self.peaks[os.getpid()], machine.peak_bytes())
+        return own + sum(n for pid, n in self.peaks.items() if pid != os.getpid())
+
+
+def missing_box(job: Job, number: int, state: State) -> Box | None:
+    """The smallest box of whole write units that holds all a region lacks; None: all of it."""
+    recorded = state.recorded(number)
+    if not len(recorded):
+        return None
+    plan, spec = job.plan, job.spec
+    units = units_of(plan, spec, number)
+    lacking = np.ones([len(r) for r in units], dtype=bool)
+    places = np.unravel_index(recorded, spec.unit_grid)
+    lacking[tuple(p - r.start for p, r in zip(places, units, strict=True))] = False
+    if not lacking.any():
+        return None
+    _, box = plan.region_box(number)
+    at = [plan.out_axes.index(axis) for axis in plan.layout.patched]
+    others = [tuple(i for i in range(lacking.ndim) if i != axis) for axis in at]
+    found = [np.flatnonzero(lacking.any(axis=rest)) for rest in others]
+    own = [units[i] for i in at]
+    first = [
+        (r.start + int(f[0])) * u + b
+        for r, f, u, b in zip(own, found, plan.unit, plan.box.start, strict=True)
+    ]
+    last = [
+        (r.start + int(f[-1]) + 1) * u + b
+        for r, f, u, b in zip(own, found, plan.unit, plan.box.start, strict=True)
+    ]
+    stops = (min(stop, end) for stop, end in zip(last, box.stop, strict=True))
+    return Box(tuple(first), tuple(stops))
+
+
+def finish(run: Run, work: WorkTree, *, whole: bool) -> bool:
+    """Publish if all regions of the plan are done, by whomever; tells whether it is published.
+
+    Parameters
+    ----------
+    whole : whether all regions were asked for, so that a gap is an error.
+    """
+    if run.state.n_done < run.file.n_regions and not whole:
+        return is_published(work.target, run.file.id)
+    publish(work, run.file, run.job.spec)
+    return True

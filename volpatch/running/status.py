@@ -1,0 +1,444 @@
+"""Look at an output, finished or not, by its records: how far it is, and whether it is sound."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volpatch.core import resources as machine
+from volpatch.core.errors import IncompleteError, RunError, TargetError
+from volpatch.core.html import table_of_text
+from volpatch.core.parse import show_numbers
+from volpatch.planning.plan import NAME_WIDTH
+from volpatch.report.progress import show_seconds
+from volpatch.running.inflight import in_flight
+from volpatch.storage.files import open_file
+from volpatch.storage.layers import IMAGE, unit_key
+from volpatch.storage.ledger import (
+    DONE,
+    EMPTY,
+    FAILED,
+    MISSING,
+    SKIPPED,
+    STARTED,
+    STATES,
+    Event,
+    PlanFile,
+    Reader,
+    State,
+)
+from volpatch.storage.output import TargetSpec, WorkTree, metadata_files
+from volpatch.storage.publish import check_whole, committed_files, completion, publish
+from volpatch.storage.stores.local import SUFFIX
+
+# how far back the speed of an unfinished run is looked at
+RECENT_SECONDS = 600.0
+LISTED = 10
+_BLOCK = 2**20
+UNRECORDED = "it has no record"
+
+
+@dataclass(frozen=True)
+class Place:
+    """An output where it is at this moment."""
+
+    target: Path
+    root: Path
+    file: PlanFile
+    finished: bool
+
+    @property
+    def spec(self) -> TargetSpec:
+        return TargetSpec.from_json(self.file.identity["output"])
+
+
+def find(target: str | os.PathLike[str]) -> Place:
+    """The unfinished output that is being built for a place, else the finished one in it.
+
+    Raises
+    ------
+    TargetError
+        There is neither, or it has no records.
+    """
+    work = WorkTree(os.fspath(target))
+    for root, finished in ((work.data, False), (work.target, True)):
+        file = PlanFile.load(root / SUFFIX)
+        if file is not None:
+            return Place(work.target, root, file, finished)
+    there = "has no records of volpatch's run" if work.target.exists() else "does not exist"
+    raise TargetError(
+        f"{str(work.target)!r} {there}, and nothing is being built for it; name the output of "
+        f"`volpatch run`, finished or not"
+    )
+
+
+@dataclass
+class Status:
+    """How far an output is. `print(status)` for people, `to_json()` for programs.
+
+    Attributes
+    ----------
+    counts : regions by state: done, skipped (all patches were), empty (no patch there),
+        failed, started (under way, or broken off), missing.
+    left : numbers of the regions that are not done.
+    failures : the last failure of regions that failed.
+    in_flight : patches that are in a call now, or were when their process died.
+    patches, clipped : so far; what was computed twice counts twice.
+    patches_per_second, seconds_left : by the last ten minutes of records; None if unknown.
+    """
+
+    target: str
+    finished: bool
+    plan_id: str
+    counts: dict[str, int]
+    left: list[int]
+    failures: list[Event] = field(default_factory=list)
+    in_flight: list[dict[str, Any]] = field(default_factory=list)
+    patches: int = 0
+    clipped: int = 0
+    patches_per_second: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def regions(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def fraction(self) -> float:
+        """Part of the regions that is done, 0 to 1."""
+        return 1 - len(self.left) / max(1, self.regions)
+
+    @property
+    def ids(self) -> str:
+        """Regions that are left, as batch systems take them: 0,3-5,9."""
+        return show_numbers(self.left)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "finished": self.finished,
+            "plan": self.plan_id,
+            "regions": self.regions,
+            "percent": 100 * self.fraction,
+            **self.counts,
+            "left": self.left,
+            "failures": self.failures,
+            "in_flight": self.in_flight,
+            "patches": self.patches,
+            "clipped": self.clipped,
+            "patches_per_second": self.patches_per_second,
+            "seconds_left": self.seconds_left,
+        }
+
+    def _repr_html_(self) -> str:
+        return table_of_text("Status", repr(self), NAME_WIDTH)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n:,} {name}" for name, n in self.counts.items() if n)
+        lines = [
+            f"target    {self.target}: {'finished' if self.finished else 'being built'}",
+            f"regions   {counts} of {self.regions:,}: {self.fraction:.1%}",
+            f"patches   {self.patches:,} computed, {self.clipped:,} values clipped",
+        ]
+        if self.patches_per_second is not None:
+            left = "" if self.seconds_left is None else f", {show_seconds(self.seconds_left)} left"
+            lines.append(f"speed     {self.patches_per_second:,.0f} patches/s{left}")
+        if self.left:
+            lines.append(f"left      regions {show_numbers(self.left, LISTED)}")
+        lines += [
+            f"failed    region {event['region']}: {' '.join(event['error'].split())}"
+            for event in self.failures[:LISTED]
+        ]
+        for note in self.in_flight[:LISTED]:
+            box = " x ".join(f"{a}:{b}" for a, b in zip(note["start"], note["stop"], strict=True))
+            lines.append(
+                f"in call   region {note['region']}, patch {tuple(note['patch'])} at {box}: "
+                f"running, or died there"
+            )
+        return "\n".join(lines)
+
+
+def status(target: str | os.PathLike[str]) -> Status:
+    """How far an output is, by its records alone; the objects are not looked at.
+
+    Parameters
+    ----------
+    target : path
+        What `run` was given.
+
+    Returns
+    -------
+    Status
+
+    Raises
+    ------
+    TargetError
+        There is no output there with records.
+    """
+    place = find(target)
+    state = State(place.file.n_regions)
+    for event in Reader(place.root / SUFFIX)():
+        state.take(event)
+    left = np.flatnonzero(state.status < DONE).tolist()
+    codes = (DONE, SKIPPED, EMPTY, FAILED, STARTED, MISSING)
+    tally = np.bincount(state.status, minlength=len(STATES))
+    found = Status(
+        str(place.target),
+        place.finished,
+        place.file.id,
+        {STATES[code]: int(tally[code]) for code in codes},
+        left,
+        [state.failures[n] for n in sorted(state.failures) if state.status[n] == FAILED],
+        patches=state.patches,
+        clipped=state.clipped,
+    )
+    if not place.finished:
+        found.in_flight = _calls(place, state)
+        _estimate(found, state, place.file)
+    return found
+
+
+def _calls(place: Place, state: State) -> list[dict[str, Any]]:
+    folder = WorkTree(place.target).site.temp
+    n = place.file.n_regions
+    return [t for t in in_flight(folder) if t["region"] < n and not state.is_done(t["region"])]
+
+
+def _estimate(found: Status, state: State, file: PlanFile) -> None:
+    """Speed by the newest records, and what it lets expect."""
+    if not state.times:
+        return
+    newest = max(when for when, _ in state.times)
+    recent = [(when, n) for when, n in state.times if when > newest - RECENT_SECONDS]
+    first, first_patches = min(recent)
+    patches = sum(n for _, n in recent) - first_patches
+    if newest > first and patches:
+        found.patches_per_second = patches / (newest - first)
+        left = file.layout["patches"] * (1 - found.fraction)
+        found.seconds_left = left / found.patches_per_second
+
+
+# -- soundness -----------------------------------------------------------------------------
+
+
+@dataclass
+class Verification:
+    """Whether an output is as it was written. `print` it, or look at `bad`.
+
+    Attributes
+    ----------
+    bad : objects that are not as they were written, with what is wrong, by key.
+    objects, bytes : looked at.
+    """
+
+    target: str
+    finished: bool
+    deep: bool
+    bad: dict[str, str] = field(default_factory=dict)
+    objects: int = 0
+    bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.bad
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "ok": self.ok}
+
+    def __repr__(self) -> str:
+        how = "decoded, size and SHA-256 compared" if self.deep else "size and SHA-256 compared"
+        lines = [
+            f"target    {self.target}: {'finished' if self.finished else 'being built'}",
+            f"looked at {self.objects:,} objects, {self.bytes:,} bytes: {how}",
+            f"bad       {len(self.bad):,}" if self.bad else "bad       none: all is as written",
+        ]
+        lines += [f"          {key}: {why}" for key, why in list(self.bad.items())[:LISTED]]
+        if len(self.bad) > LISTED:
+            lines.append(f"          and {len(self.bad) - LISTED} more (--format json lists them)")
+        return "\n".join(lines)
+
+
+def verify(target: str | os.PathLike[str], *, deep: bool = False) -> Verification:
+    """Compare an output with its records, object by object.
+
+    Parameters
+    ----------
+    target : path
+        What `run` was given, or a copy of the finished output, under any name. Of an
+        unfinished output what is recorded is looked at.
+    deep : bool
+        Decode every voxel too.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    TargetError
+        There is no output there with records, or its plan is damaged.
+    """
+    place = find(target)
+    found = Verification(str(place.target), place.finished, deep)
+    check_units(place, found)
+    if place.finished:
+        told = committed_files(place.root)
+        for key, (size, checksum) in told.items():
+            _note(found, key, fault(place.root / key, size, checksum), size)
+        for key in metadata_files(place.spec, completion(place.file, place.spec)):
+            found.bad.update({} if key in told else {key: UNRECORDED})
+    if deep:
+        _decode(place, found)
+    found.bad = dict(sorted(found.bad.items()))
+    return found
+
+
+def check_units(place: Place, found: Verification) -> set[int]:
+    """Note the units that are not as recorded; gives their numbers, the unrecorded included."""
+    spec = place.spec
+    if 2 * spec.n_units > machine.memory_granted():
+        raise RunError(
+            f"{str(place.target)!r} has {spec.n_units:,} write units, and to check them takes two "
+            f"bytes each, more than the {machine.memory_granted():,} that are free; check it on a "
+            f"machine with more memory"
+        )
+    good: NDArray[np.bool_] = np.zeros(spec.n_units, dtype=bool)
+    known = good.copy()
+    whys: dict[int, str] = {}
+
+    def look(unit: tuple[int, int, str]) -> str | None:
+        return fault(place.root / unit_key(spec, unit[0]), *unit[1:])
+
+    with ThreadPoolExecutor(machine.processors()) as threads:
+        for event in Reader(place.root / SUFFIX)():
+            if event["kind"] != "layer":
+                continue
+            there = (unit for unit in event["units"] if 0 <= unit[0] < spec.n_units)
+            units = [unit for unit in there if not good[unit[0]]]
+            for unit, why in zip(units, threads.map(look, units), strict=True):
+                found.objects += not known[unit[0]]
+                found.bytes += 0 if known[unit[0]] else unit[1]
+                known[unit[0]], good[unit[0]] = True, why is None
+                whys[unit[0]] = why or ""
+    bad = np.flatnonzero(~good if place.finished else known & ~good).tolist()
+    for unit in bad:
+        found.bad[unit_key(spec, unit)] = whys.get(unit) or UNRECORDED
+    return set(bad)
+
+
+def _note(found: Verification, key: str, why: str | None, size: int) -> None:
+    found.objects += 1
+    found.bytes += size
+    if why is not None:
+        found.bad[key] = why
+
+
+def fault(path: Path, size: int, checksum: str) -> str | None:
+    """What is wrong with an object; None if it is as it was written."""
+    if not os.path.lexists(path):
+        return "it is missing"
+    if path.is_symlink() or not path.is_file():
+        return "it is not a file"
+    running, seen = hashlib.sha256(), 0
+    try:
+        with open_file(path) as file:
+            while block := file.read(_BLOCK):
+                running.update(block)
+                seen += len(block)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    if seen != size:
+        return f"it has {seen} bytes instead of {size}"
+    return None if running.hexdigest() == checksum else "its bytes are not those that were written"
+
+
+def _decode(place: Place, found: Verification) -> None:
+    """Decode every write unit that is there, and note those that do not decode."""
+    import zarr
+
+    spec = place.spec
+    metadata = place.root / IMAGE / "zarr.json"
+    if os.path.lexists(metadata) and not metadata.is_file():
+        return  # as is told already; zarr would open a named pipe, and wait
+    try:
+        array = zarr.open_array(zarr.storage.LocalStore(place.root), path=IMAGE, mode="r")
+    except Exception as error:
+        if place.finished:
+            found.bad.setdefault(f"{IMAGE}/zarr.json", f"it cannot be opened: {error}")
+        return
+    for number in range(spec.n_units):
+        key = unit_key(spec, number)
+        if key in found.bad or not (place.root / key).is_file():
+            continue
+        position = np.unravel_index(number, spec.unit_grid)
+        starts = [int(i) * u for i, u in zip(position, spec.unit, strict=True)]
+        try:
+            array[tuple(slice(a, a + u) for a, u in zip(starts, spec.unit, strict=True))]
+        except Exception as error:
+            found.bad[key] = f"it does not decode: {error or type(error).__name__}"
+
+
+# -- the end -------------------------------------------------------------------------------
+
+
+def commit(target: str | os.PathLike[str]) -> str:
+    """Publish an output whose regions are all done; once it is published, only clear up.
+
+    Returns
+    -------
+    str
+        Absolute path of the output.
+
+    Raises
+    ------
+    IncompleteError
+        Regions are missing; the message lists them. Nothing is changed. Or the output was
+        published, and lacks objects now, or has some of another size.
+    TargetError
+        Nothing is being built there.
+    """
+    place = find(target)
+    if place.finished:
+        work = WorkTree(place.target)
+        with work.publishing():
+            work.clear_up()
+        check_whole(place.root, place.file, place.spec)
+        return str(place.target)
+    left = status(target).left
+    if left:
+        raise IncompleteError(
+            f"{len(left)} of {place.file.n_regions} regions of {str(place.target)!r} are not done: "
+            f"{show_numbers(left, 100)}. Run again, or `volpatch retry` those that failed; then "
+            f"commit"
+        )
+    publish(WorkTree(place.target), place.file, place.spec)
+    return str(place.target)
+
+
+def clean(target: str | os.PathLike[str]) -> bool:
+    """Remove what an unfinished run left beside the target; a finished output stays.
+
+    Returns
+    -------
+    bool
+        Whether there was anything.
+
+    Raises
+    ------
+    TargetError
+        A run is at work there, or the folder holds what volpatch did not make.
+    """
+    work = WorkTree(os.fspath(target))
+    with work.publishing():
+        work.restore()
+    there = os.path.lexists(work.folder)
+    with work.unused():
+        work.discard()
+    return there

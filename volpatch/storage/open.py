@@ -1,0 +1,227 @@
+"""Open a volume: find out of which kind it is, and give it the face that all kinds share."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from volpatch.core.errors import SettingError, SourceError
+from volpatch.storage.readers import tiff as tiff_source
+from volpatch.storage.readers import tiff_folder
+from volpatch.storage.readers import zarr as zarr_source
+from volpatch.storage.readers.zarr import ZarrReader
+from volpatch.storage.volume import SPATIAL, Source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_DASK_CHUNK_BYTES = 64 * 2**20
+# voxels of an axis whose coordinates and chunks are listed in memory: 1 GiB of coordinates
+MOST_ALONG = 2**27
+_ENCODING_KEY = "volpatch_source"
+
+
+MISSING = ("auto", "fill", "error")
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    series: int | str | None = None,
+    missing: str = "auto",
+) -> Source:
+    """Look at a volume on disk without reading any of its voxels.
+
+    Parameters
+    ----------
+    path : path-like
+        A Zarr array, an OME-Zarr image, a TIFF file or a folder of TIFF slices; a pattern
+        such as "scan/DAPI_z*.tif" is a folder of just those files.
+    level : int
+        Which resolution, where there are several; 0 is the finest.
+    series : int or "all", optional
+        Which image of a TIFF file, where there are several, from 0 on; "all" stacks them along
+        a new axis (z, or "series" where they have a z), if they have the same shape and dtype.
+    missing : {"auto", "fill", "error"}
+        What a chunk of a Zarr array that is not stored is: its fill value, or an error once
+        a box that touches it is read. "auto" takes outputs of volpatch, which store every
+        chunk, by "error", and all others by "fill".
+
+    Raises
+    ------
+    SourceError
+        When there is no such volume, it is damaged, or of another kind.
+    """
+    given = os.fspath(path)
+    if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        raise SettingError(f"level must be a whole number from 0, got {level!r}")
+    check_series(series)
+    check_missing(missing)
+    if "://" in given or "::" in given:
+        raise SourceError(f"{given!r} is a URL; volpatch reads local paths: copy or mount it")
+    there = bool(given) and "\0" not in given
+    if not there or not (os.path.exists(given) or tiff_folder.is_pattern(given)):
+        raise SourceError(f"no such volume: {given!r} (looked for in {os.getcwd()!r})")
+    return _open_existing(os.path.abspath(given), level, series, missing)
+
+
+def check_series(series: object) -> None:
+    """Refuse what is no number of a series, nor "all"."""
+    number = isinstance(series, int) and not isinstance(series, bool) and series >= 0
+    if not (series is None or series == "all" or number):
+        raise SettingError(f"series must be a whole number from 0, or 'all'; got {series!r}")
+
+
+def check_missing(missing: object) -> None:
+    """Refuse what is none of the three words."""
+    if missing not in MISSING:
+        raise SettingError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+
+
+def with_missing(source: Source, missing: str) -> Source:
+    """The same volume, read so; "auto" leaves it as it was opened, as do kinds without chunks."""
+    check_missing(missing)
+    reader = source.reader
+    if missing == "auto" or not isinstance(reader, ZarrReader):
+        return source
+    return replace(source, reader=replace(reader, missing=missing))
+
+
+def missing_of(source: Source) -> str:
+    """What gives a volume that is read so again."""
+    return str(getattr(source.reader, "missing", "auto"))
+
+
+def _open_existing(path: str, level: int, series: int | str | None, missing: str) -> Source:
+    try:
+        if os.path.isfile(path) and path.lower().endswith(tiff_folder.SUFFIXES):
+            return tiff_source.open_tiff(path, level=level, series=series)
+        if os.path.isdir(path) or not os.path.exists(path):
+            if series is not None:
+                raise SourceError(
+                    f"{path} has no series {series}: only a TIFF file may hold several; leave "
+                    f"series out"
+                )
+            if zarr_source.is_zarr(path):
+                return zarr_source.open_zarr(path, level=level, missing=missing)
+            return tiff_folder.open_folder(path, level=level)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise SourceError(f"metadata of {path} is damaged: it is nested too deeply") from error
+    raise SourceError(
+        f"{path} is not a kind volpatch reads "
+        f"(Zarr, OME-Zarr, TIFF stack, folder of TIFF slices); convert it to one of them"
+    )
+
+
+def open_volume(
+    path: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    series: int | str | None = None,
+    missing: str = "auto",
+) -> xr.DataArray:
+    """Open a volume on disk as a lazy, dask-backed DataArray with physical coordinates.
+
+    Parameters
+    ----------
+    path, level, series, missing
+        As in `open_source`.
+
+    Returns
+    -------
+    DataArray
+        Coordinates t, z, y, x hold positions (their unit in `attrs["units"]`), c the channel
+        names, where known. Nothing but metadata is read before it is computed.
+    """
+    import dask.array as da
+    import xarray as xr
+    from dask.base import tokenize
+
+    source = open_source(path, level=level, series=series, missing=missing)
+    check_lazy(source.shape, source.dims, "or give run the path, and a roi")
+    data = da.from_array(  # type: ignore[no-untyped-call]
+        source,
+        chunks=dask_chunks(source),
+        name=f"{source.name}-{tokenize(source)}",
+        lock=False,
+        asarray=False,
+        fancy=False,
+        meta=np.empty((0,) * source.ndim, source.dtype),
+    )
+    volume = xr.DataArray(
+        data,
+        dims=source.dims,
+        coords=_coordinates(source),
+        name=source.name,
+        attrs=dict(source.attributes),
+    )
+    volume.encoding[_ENCODING_KEY] = (source, data.name)
+    return volume
+
+
+def check_lazy(shape: Sequence[int], names: Sequence[str], way_out: str) -> None:
+    """Refuse a lazy array whose coordinates and chunks alone would fill the memory."""
+    for name, size in zip(names, shape, strict=True):
+        if size > MOST_ALONG:
+            raise SettingError(
+                f"there are {size:,} voxels along {name}, and the coordinates and chunks of a "
+                f"lazy array are listed for at most {MOST_ALONG:,}; check the shape, {way_out}"
+            )
+
+
+def source_of(volume: xr.DataArray) -> Source | None:
+    """The Source behind what `open_volume` returned; None once it was sliced or computed with."""
+    kept = volume.encoding.get(_ENCODING_KEY)
+    if kept is None or volume.chunks is None:
+        return None
+    source, name = kept
+    untouched = getattr(volume.data, "name", None) == name and volume.dims == source.dims
+    return source if untouched and isinstance(source, Source) else None
+
+
+def _coordinates(source: Source) -> dict[str, Any]:
+    coordinates: dict[str, Any] = {}
+    for axis, dim in enumerate(source.dims):
+        if dim in SPATIAL or dim == "t":
+            values = source.origin[axis] + source.spacing[axis] * np.arange(source.shape[axis])
+            unit = source.units[axis]
+            coordinates[dim] = (dim, values, {} if unit is None else {"units": unit})
+        elif dim == "c" and source.channel_names is not None:
+            coordinates[dim] = (dim, list(source.channel_names))
+    return coordinates
+
+
+def dask_chunks(source: Source) -> tuple[int, ...]:
+    """Multiples of a shard (or chunk) of about 64 MiB, as near to a cube as can be."""
+    unit = source.shards or source.chunks
+    chunks = [min(edge, size) for edge, size in zip(unit, source.shape, strict=True)]
+    bytes_now = math.prod(chunks) * source.dtype.itemsize
+    while True:
+        growing = [
+            axis
+            for axis, dim in enumerate(source.dims)
+            if dim in SPATIAL and chunks[axis] < source.shape[axis]
+        ]
+        if not growing or bytes_now * 2 > _DASK_CHUNK_BYTES:
+            return tuple(chunks)
+        axis = min(growing, key=chunks.__getitem__)
+        chunks[axis] = min(chunks[axis] * 2, source.shape[axis])
+        bytes_now = math.prod(chunks) * source.dtype.itemsize
+
+
+@contextmanager
+def reading_limits(chunks_in_flight: int) -> Iterator[None]:
+    """Bound how many stored chunks each reader keeps in memory while inside."""
+    import zarr
+
+    with zarr.config.set({"async.concurrency": chunks_in_flight}):
+        yield
