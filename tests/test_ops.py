@@ -1,7 +1,6 @@
 """The ready-made operations against scipy.ndimage on the whole volume, and what they refuse."""
 
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -143,9 +142,3 @@ def test_an_unknown_operation_gets_the_known_ones():
         ops.get("gausian")
     assert "did you mean 'gaussian'?" in str(caught.value)
     assert "identity, gaussian, median, normalize" in str(caught.value)
-
-
-def test_without_scipy_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(SettingError, match=r'pip install "volpatch\[ops\]"'):
-        ops.median(volume("uint8"))

@@ -187,12 +187,7 @@ def _real(patch: NDArray[Any], operation: str) -> NDArray[Any]:
 
 
 def _ndimage_function(name: str) -> Callable[..., Any]:
-    try:
-        from scipy import ndimage
-    except ImportError as error:
-        raise SettingError(
-            "the ready-made filters need SciPy, which cannot be imported "
-            f'({error}); install it with: pip install "volpatch[ops]"'
-        ) from error
+    from scipy import ndimage  # slow to import, and not needed for --help or a user's function
+
     function: Callable[..., Any] = getattr(ndimage, name)
     return function
