@@ -410,6 +410,15 @@ def demo(folder: str, overwrite: bool, progress: str) -> None:
     show(folder, overwrite=overwrite, progress=progress)
 
 
+@cli.command(epilog="\b\nExamples:\n  volpatch guide\n  volpatch guide windows")
+@click.argument("name", required=False)
+def guide(name: str | None) -> None:
+    """Show the guide NAME; without a name, list all guides."""
+    from volpatch.cli import guide as guides
+
+    guides.show(name)
+
+
 _RUNNING = ("overwrite", "durability", "progress", "part", "retries", "fail_fast")
 
 
