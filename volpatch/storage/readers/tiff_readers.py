@@ -8,6 +8,7 @@ decoders.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import os
 import weakref
@@ -234,6 +235,11 @@ def levels_of(every: Sequence[Any], series: int | str, level: int) -> list[Any]:
     return [one.levels[level] for one in chosen]
 
 
+# older releases of tifffile take axes of length 1 away unless told, newer ones have no such word
+_TAKES = inspect.signature(tifffile.TiffPageSeries).parameters
+_UNSQUEEZED: dict[str, Any] = {"squeeze": False} if "squeeze" in _TAKES else {}
+
+
 def stacked(parts: Sequence[Any]) -> Any:
     """Series that are alike as one, along a new first axis."""
     first = parts[0]
@@ -242,7 +248,7 @@ def stacked(parts: Sequence[Any]) -> Any:
         (len(parts), *first.shape),
         first.dtype,
         next(letter for letter in "QI" if letter not in first.axes) + first.axes,
-        squeeze=False,
+        **_UNSQUEEZED,
     )
 
 
