@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from volpatch.cli import main as cli
 
 # Commands and worker processes that tests start import tests.helpers_functions by name. The
 # current folder, which comes first under `python -m pytest`, is not searched; later ones are.
@@ -15,3 +18,22 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("P
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
 settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder that functions find too."""
+    monkeypatch.setenv("VOLPATCH_TEST_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def ask(capfd):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def call(*args):
+        capfd.readouterr()
+        code = cli.execute([str(a) for a in args])
+        return code, *capfd.readouterr()
+
+    return call

@@ -9,36 +9,18 @@ import numpy as np
 import pytest
 
 import volpatch
-from tests.test_failures import GRID, HERE, SHADE, volume_with, words
+from tests.test_failures import GRID, SHADE, run, volume_with, words
 from tests.test_run import store
 from volpatch import TargetError
-from volpatch.cli import main as cli
 
 VOLUME = volume_with({})
 
 
-def run(function, source, target, **options):
-    return volpatch.run(function, source, target, **{**GRID, **HERE, **options})
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here):
     """A folder that functions find too, with a volume in it."""
-    monkeypatch.setenv("VOLPATCH_TEST_FOLDER", str(tmp_path))
-    store(tmp_path / "in.zarr", VOLUME, 8)
-    return tmp_path
-
-
-@pytest.fixture
-def ask(capfd):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def call(*args):
-        capfd.readouterr()
-        code = cli.execute([str(a) for a in args])
-        return code, *capfd.readouterr()
-
-    return call
+    store(here / "in.zarr", VOLUME, 8)
+    return here
 
 
 ENDS = "nii h5 hdf5 nrrd npy npz png jpg mrc mha mhd raw ims czi n5 zip tar json"

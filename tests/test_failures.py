@@ -23,7 +23,6 @@ from tests import helpers_functions as functions
 from tests.helpers_functions import MARK, MISDEEDS
 from tests.test_run import image, same, store
 from volpatch import IncompleteError, RunError, TargetError, map_patches
-from volpatch.cli import main as cli
 from volpatch.core.grid import Box
 from volpatch.storage.stores import local as puts
 
@@ -63,25 +62,6 @@ def tree(folder):
         str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
         for p in sorted(folder.rglob("*"))
     }
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder that functions find too."""
-    monkeypatch.setenv("VOLPATCH_TEST_FOLDER", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def ask(capfd):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def call(*args):
-        capfd.readouterr()
-        code = cli.execute([str(a) for a in args])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def words(source, target, function, **more):

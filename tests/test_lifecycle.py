@@ -17,10 +17,9 @@ import pytest
 import volpatch
 from tests import helpers_functions as functions
 from tests.helpers_functions import MISDEEDS
-from tests.test_failures import GRID, HERE, SHADE, shaded, tree, volume_with, words
+from tests.test_failures import GRID, SHADE, run, shaded, tree, volume_with, words
 from tests.test_run import image, objects, same, store
 from volpatch import IncompleteError, SourceError, TargetError
-from volpatch.cli import main as cli
 from volpatch.functions.named import FunctionSpec
 
 MAKER = "tests.helpers_functions:make_and_count"
@@ -28,28 +27,11 @@ GATE = "tests.helpers_functions:behind_a_gate"
 VOLUME = volume_with({})
 
 
-def run(function, source, target, **options):
-    return volpatch.run(function, source, target, **{**GRID, **HERE, **options})
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here):
     """A folder that functions find too, with a volume in it."""
-    monkeypatch.setenv("VOLPATCH_TEST_FOLDER", str(tmp_path))
-    store(tmp_path / "in.zarr", VOLUME, 8)
-    return tmp_path
-
-
-@pytest.fixture
-def ask(capfd):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def call(*args):
-        capfd.readouterr()
-        code = cli.execute([str(a) for a in args])
-        return code, *capfd.readouterr()
-
-    return call
+    store(here / "in.zarr", VOLUME, 8)
+    return here
 
 
 def made(here, *more):

@@ -14,36 +14,18 @@ import pytest
 import tifffile
 
 import volpatch
-from tests.test_failures import GRID, HERE, SHADE, shaded, volume_with, words
+from tests.test_failures import GRID, SHADE, run, shaded, volume_with, words
 from tests.test_run import image, objects, same, store
 from volpatch import SettingError, SourceError
-from volpatch.cli import main as cli
 
 VOLUME = volume_with({})
 
 
-def run(function, source, target, **options):
-    return volpatch.run(function, source, target, **{**GRID, **HERE, **options})
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here):
     """A folder that functions find too, with a volume in it."""
-    monkeypatch.setenv("VOLPATCH_TEST_FOLDER", str(tmp_path))
-    store(tmp_path / "in.zarr", VOLUME, 8)
-    return tmp_path
-
-
-@pytest.fixture
-def ask(capfd):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def call(*args):
-        capfd.readouterr()
-        code = cli.execute([str(a) for a in args])
-        return code, *capfd.readouterr()
-
-    return call
+    store(here / "in.zarr", VOLUME, 8)
+    return here
 
 
 def test_an_output_without_its_records_is_mended(here, ask):

@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 
 import volpatch
-from tests.test_failures import GRID, MISDEEDS, ask, here, run, volume_with, words
+from tests.test_failures import GRID, MISDEEDS, run, volume_with, words
 from tests.test_run import store
 from volpatch.storage.ledger import digest, encode_line
 from volpatch.storage.soundness import bad_field, is_event, is_note
-
-__all__ = ["ask", "here"]  # fixtures
 
 GONE = object()
 ODD: list[Any] = [

@@ -15,10 +15,9 @@ import xarray as xr
 
 import volpatch
 from tests.helpers_functions import MISDEEDS
-from tests.test_failures import GRID, HERE, SHADE, command, tree, volume_with
+from tests.test_failures import SHADE, command, run, tree, volume_with
 from tests.test_run import image, store
 from volpatch import IncompleteError, RunError, SettingError, TargetError
-from volpatch.cli import main as cli
 from volpatch.compute.stream import Caller
 from volpatch.functions.named import FunctionSpec
 from volpatch.running.status import find
@@ -32,28 +31,11 @@ LAYOUTS = {"chunked": {"chunks": 16}, "sharded": {"chunks": 8, "shards": 16}}
 QUICK = {"workers": 1, "durability": "process", "memory_limit": "4GiB"}
 
 
-def run(function, source, target, **options):
-    return volpatch.run(function, source, target, **{**GRID, **HERE, **options})
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here):
     """A folder that functions find too, with a volume on whose region 20 `misbehave` fails."""
-    monkeypatch.setenv("VOLPATCH_TEST_FOLDER", str(tmp_path))
-    store(tmp_path / "in.zarr", volume_with({20: RAISES}), 8)
-    return tmp_path
-
-
-@pytest.fixture
-def ask(capfd):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def call(*args):
-        capfd.readouterr()
-        code = cli.execute([str(a) for a in args])
-        return code, *capfd.readouterr()
-
-    return call
+    store(here / "in.zarr", volume_with({20: RAISES}), 8)
+    return here
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
