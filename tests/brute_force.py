@@ -264,9 +264,9 @@ class Sums:
         weight = np.broadcast_to(self.grid.weight()[inside], value.shape)
         nans = np.isnan(value)
         counts = weight > 0
-        if case.nan == "raise" and np.isnan(values[:, self.grid.weight() > 0]).any():
+        if case.nan_policy == "raise" and np.isnan(values[:, self.grid.weight() > 0]).any():
             raise Refused("a NaN came back")
-        if case.nan == "omit":
+        if case.nan_policy == "omit":
             counts = counts & ~nans
             self.touched[there] |= nans.any(0)
         weight = np.where(counts, weight, 0)
@@ -401,7 +401,7 @@ def as_given(patch: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def check_settings(case: Case, grid: Grid, result: np.dtype[Any]) -> None:
-    if not grid.covered.all() and case.fill is None:
+    if not grid.covered.all() and case.fill_value is None:
         raise Refused("voxels without a patch, and no fill")
     if case.mask is not None:
         for axis, (n, m) in enumerate(zip(case.sizes, case.mask.shape, strict=True)):
@@ -500,9 +500,9 @@ def finished(
         raise Refused("no bool without a threshold")
     sure, maybe = misfits(low, high, dtype)
     low, high = as_dtype(low, dtype), as_dtype(high, dtype)
-    fill = case.fill
+    fill = case.fill_value
     if fill is None:
-        fill = math.nan if case.nan == "omit" and result.kind == dtype.kind == "f" else 0
+        fill = math.nan if case.nan_policy == "omit" and result.kind == dtype.kind == "f" else 0
     filled = as_dtype(np.array(fill, Wide), dtype)
     low, high = np.where(bare, filled, low), np.where(bare, filled, high)
     found = (low, high, free & ~bare, sure & ~bare, maybe & ~bare)

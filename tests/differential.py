@@ -244,7 +244,16 @@ class Mask:
 
 
 AS_THEY_ARE = (
-    *("edge", "offset", "pad_mode", "pad_value", "reduce", "nan", "fill", "input_dtype"),
+    *(
+        "edge",
+        "offset",
+        "pad_mode",
+        "pad_value",
+        "reduce",
+        "nan_policy",
+        "fill_value",
+        "input_dtype",
+    ),
     *("batch_size", "channel_axis", "out_channels"),
 )
 
@@ -269,8 +278,8 @@ class Case:
     pad_value: float = 0
     window: tuple[str, ...] | None = None
     reduce: str = "mean"
-    nan: str = "propagate"
-    fill: float | None = None
+    nan_policy: str = "propagate"
+    fill_value: float | None = None
     out_dtype: str | None = None
     input_dtype: str | None = None
     batch_size: int | None = None

@@ -70,7 +70,7 @@ def _drawn(rng: random.Random, number: int) -> Case | None:
         pad_mode=rng.choice(["reflect", "reflect", "symmetric", "edge", "constant"]),
         pad_value=rng.choice([0, 1]),
         reduce=reduce,
-        nan=rng.choice(["propagate"] * 6 + ["omit"] * 3 + ["raise"]),
+        nan_policy=rng.choice(["propagate"] * 6 + ["omit"] * 3 + ["raise"]),
         batch_size=rng.choice([None, None, 1, 2, 3, 7]),
         as_overlap=rng.random() < 0.2 and all(s <= p for p, s in zip(patch, stride, strict=True)),
         by_name=rng.random() < 0.5 or patched != _last(dims, channel, n),
@@ -82,7 +82,7 @@ def _drawn(rng: random.Random, number: int) -> Case | None:
         case = dataclasses.replace(case, **_holes(rng, case))
     case = _with_result(rng, case)
     narrow = case.input_dtype in NARROW  # outside of a roi nothing need be seen
-    if not narrow and case.nan != "raise" and rng.random() < 0.3:
+    if not narrow and case.nan_policy != "raise" and rng.random() < 0.3:
         case = dataclasses.replace(case, roi=_roi(rng, case))
     return case
 
@@ -201,7 +201,9 @@ def _with_result(rng: random.Random, case: Case) -> Case:
     if rng.random() < 0.1:
         several = result.ndim > len(case.patch)
         said = result.shape[0] if several and rng.random() < 0.8 else rng.choice([1, 2])
-    return dataclasses.replace(case, out_dtype=out, fill=fill, finalize=finalize, out_channels=said)
+    return dataclasses.replace(
+        case, out_dtype=out, fill_value=fill, finalize=finalize, out_channels=said
+    )
 
 
 def _leaves_gaps(case: Case) -> bool:

@@ -132,9 +132,9 @@ def test_a_roi_and_a_part_and_a_broken_run_find_their_places(tmp_path):
     for part in ("0/2", "1/2"):
         calls.clear()
         with pytest.raises(volpatch.IncompleteError, match="once"):
-            run(fails, source, target, part=part, workers=1, version="1", **options)
+            run(fails, source, target, part=part, workers=1, func_version="1", **options)
     calls.extend([1] * 100)
-    run(fails, source, target, workers=1, version="1", **options)
+    run(fails, source, target, workers=1, func_version="1", **options)
     np.testing.assert_array_equal(volpatch.open_volume(target), wanted)
     lost = sorted((target / "scale0/image/c").rglob("*"))
     lost = [path for path in lost if path.is_file()][5]
@@ -156,7 +156,7 @@ def test_a_saved_job_and_a_run_along_other_axes_are_told_apart(tmp_path):
     assert report.shape == (7, 7, 8)
     wanted = volpatch.open_volume(source)
     np.testing.assert_allclose(volpatch.open_volume(tmp_path / "out.zarr"), wanted, rtol=1e-6)
-    options = {"chunks": 1, "version": "1"}
+    options = {"chunks": 1, "func_version": "1"}
     square = to_zarr(volume("zyx").isel(z=slice(7), x=slice(7)), tmp_path / "sq.zarr", chunks=4)
     for part, patch in (("0/2", {"z": 3, "y": 3}), ("1/2", {"y": 3, "x": 3})):
         if part == "0/2":

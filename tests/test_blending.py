@@ -335,9 +335,9 @@ def test_finalize_sees_blended_channels_and_may_drop_them():
 
 def test_uncovered_voxels_need_a_fill():
     volume = distinct((10, 10))
-    with pytest.raises(GridError, match=r"no patch covers 36 of the 100 voxels.*fill=VALUE"):
+    with pytest.raises(GridError, match=r"no patch covers 36 of the 100 voxels.*fill_value=VALUE"):
         map_patches(identity, volume, 4, edge="drop", stride=4)
-    got = map_patches(identity, volume, 4, edge="drop", stride=4, fill=-1)
+    got = map_patches(identity, volume, 4, edge="drop", stride=4, fill_value=-1)
     np.testing.assert_array_equal(got[:8, :8], volume[:8, :8])
     assert (got[8:] == -1).all()
     assert (got[:, 8:] == -1).all()
@@ -351,7 +351,9 @@ def test_gaps_and_offsets_are_filled_and_nothing_else(size, patch, stride, offse
     except GridError:
         return
     volume = distinct(grid.shape)
-    got = map_patches(identity, volume, patch, stride=stride, offset=offset, edge=edge, fill=-7.0)
+    got = map_patches(
+        identity, volume, patch, stride=stride, offset=offset, edge=edge, fill_value=-7.0
+    )
     _, weight = oracles.blend(volume, grid, "constant")
     np.testing.assert_allclose(got, np.where(weight > 0, volume, -7), rtol=1e-5)
 
@@ -495,8 +497,8 @@ def test_a_volume_of_many_rows_of_patches_is_blended_as_one_of_few(window, skip)
     volume = np.random.default_rng(1).random((2300, 3, 5)).astype(np.float32)
     volume[700:1200] *= 0.1
     options = {"patch": (64, 2, 3), "stride": (1, 1, 2), "window": window, "skip": skip}
-    long = map_patches(slanted, volume, **options, fill=0)
+    long = map_patches(slanted, volume, **options, fill_value=0)
     for start in (0, 1000, 2100):  # far fewer rows than are looked up at a time
         part = (slice(start, start + 150), slice(None), slice(None))
-        short = map_patches(slanted, volume, **options, roi=part, fill=0)
+        short = map_patches(slanted, volume, **options, roi=part, fill_value=0)
         assert np.array_equal(short, long[part], equal_nan=True)

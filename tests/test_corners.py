@@ -125,10 +125,10 @@ def test_big_endian_patches_merge_and_extract():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fill": -1}, "fill -1 cannot be held by uint8.*from 0 to 255"),
-        ({"fill": 2.5}, "fill 2.5 cannot be held"),
-        ({"fill": float("nan")}, "fill nan cannot be held"),
-        ({"fill": "a"}, "fill must be a number, got 'a'"),
+        ({"fill_value": -1}, "fill_value -1 cannot be held by uint8.*from 0 to 255"),
+        ({"fill_value": 2.5}, "fill_value 2.5 cannot be held"),
+        ({"fill_value": float("nan")}, "fill_value nan cannot be held"),
+        ({"fill_value": "a"}, "fill_value must be a number, got 'a'"),
         ({"pad_value": 300, "pad_mode": "constant"}, "pad_value 300 cannot be held by uint8"),
         ({"pad_value": None}, "pad_value must be a number"),
         ({"batch_size": 2.0}, "batch_size must be a whole number"),
@@ -140,7 +140,7 @@ def test_big_endian_patches_merge_and_extract():
 )
 def test_settings_are_refused_in_words(options, message):
     volume = distinct((8, 8), "uint8")
-    options = {"patch": 3, "window": "crop", "edge": "drop", "stride": 4, "fill": 0} | options
+    options = {"patch": 3, "window": "crop", "edge": "drop", "stride": 4, "fill_value": 0} | options
     with pytest.raises(VolpatchError, match=message):
         map_patches(identity, volume, **options)
 
@@ -159,7 +159,7 @@ def test_settings_are_refused_in_words(options, message):
 )
 def test_fill_and_padding_are_exact_up_to_the_ends_of_a_dtype(tmp_path, dtype, number):
     volume = np.arange(1, 12, dtype=dtype)
-    options = {"patch": 4, "stride": 5, "window": "crop", "edge": "drop", "fill": number}
+    options = {"patch": 4, "stride": 5, "window": "crop", "edge": "drop", "fill_value": number}
     got = map_patches(identity, volume, **options)
     assert [int(v) for v in got] == [1, 2, 3, 4, int(number), 6, 7, 8, 9, int(number), int(number)]
     padding = {"edge": "pad", "pad_mode": "constant", "pad_value": number}
@@ -172,7 +172,7 @@ def test_fill_and_padding_are_exact_up_to_the_ends_of_a_dtype(tmp_path, dtype, n
     options = {**options, "patch": (1, 4), "stride": (1, 5)}
     run(identity, tmp_path / "in.zarr", tmp_path / "out.zarr", **options)
     np.testing.assert_array_equal(open_volume(tmp_path / "out.zarr").values[0], got)
-    merger = Merger(PatchGrid((11,), 4, 5, edge="drop"), window="crop", fill=number)
+    merger = Merger(PatchGrid((11,), 4, 5, edge="drop"), window="crop", fill_value=number)
     for index, box in enumerate(merger.grid):
         merger.add(index, volume[box.slices])
     np.testing.assert_array_equal(merger.result(), got)
@@ -192,7 +192,7 @@ def test_fill_and_padding_are_exact_up_to_the_ends_of_a_dtype(tmp_path, dtype, n
     ],
 )
 def test_fill_beyond_a_dtype_is_refused(dtype, number, message):
-    for name in ("fill", "pad_value"):
+    for name in ("fill_value", "pad_value"):
         options = {"window": "crop", "dtype": dtype, name: number}
         with pytest.raises(SettingError, match=f"{name} .*{message}"):
             map_patches(identity, np.ones(9, dtype), 4, **options)
@@ -212,9 +212,9 @@ def test_nan_rules_hold_for_merge_and_merger():
     patches = np.ones((*grid.lattice, *grid.patch), "float32")
     patches[1, 2, 0, 3] = np.nan
     with pytest.raises(FunctionError, match=r"patch \(1, 2\) .* at voxel \(2, 7\)"):
-        merge(patches, grid, nan="raise")
+        merge(patches, grid, nan_policy="raise")
     with pytest.raises(FunctionError, match=r"patch \(1, 2\)"):
-        Merger(grid, nan="raise").add((1, 2), patches[1, 2])
+        Merger(grid, nan_policy="raise").add((1, 2), patches[1, 2])
 
 
 def test_merger_rounds_into_its_target():

@@ -126,7 +126,7 @@ def of_xarray(case: Case, wanted: Array, aim: Expected) -> None:
 
 def without_holes(case: Case, wanted: Array, aim: Expected) -> None:
     """Skipped patches change nothing that they do not touch."""
-    if (case.mask is None and case.skip is None) or case.nan == "raise":
+    if (case.mask is None and case.skip is None) or case.nan_policy == "raise":
         return
     if case.input_dtype in NARROW:  # what is skipped may not fit
         return
@@ -135,7 +135,7 @@ def without_holes(case: Case, wanted: Array, aim: Expected) -> None:
     at = [aim.dims.index(d) for d in case.patched]
     shape = [n if i in at else 1 for i, n in enumerate(wanted.shape)]
     untouched = np.broadcast_to(~aim.touched.reshape(shape), wanted.shape)
-    if case.nan != "omit":
+    if case.nan_policy != "omit":
         same(full[untouched], wanted[untouched])
 
 
@@ -161,7 +161,7 @@ def by_halves(case: Case, wanted: Array, aim: Expected) -> None:
     own = values.shape[1:2] if several else ()
     values = values.reshape(*volume.shape[:lead], len(grid), *own, *case.patch)
     said = case.said()
-    said = {k: said[k] for k in ("reduce", "nan", "fill", "dtype") if k in said}
+    said = {k: said[k] for k in ("reduce", "nan_policy", "fill_value", "dtype") if k in said}
     said["window"] = None if case.window is None else tuple(case.said()["window"].values()
                      if case.by_name else case.said()["window"])  # fmt: skip
     first = np.moveaxis(values, lead, lead + len(own))

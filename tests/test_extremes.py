@@ -37,7 +37,7 @@ def late(n):
 
 
 @pytest.mark.parametrize("window", ["gaussian:1", narrow])
-@pytest.mark.parametrize("options", [{}, {"nan": "omit"}, {"skip": -1e9}])
+@pytest.mark.parametrize("options", [{}, {"nan_policy": "omit"}, {"skip": -1e9}])
 def test_infinity_stays_where_it_is_under_a_narrow_window(window, options):
     volume = distinct((48, 36))
     volume[13, 13], volume[0, 0], volume[30, 35], volume[40, 12] = np.inf, -np.inf, np.inf, -np.inf
@@ -52,7 +52,7 @@ def test_half_of_the_largest_float_stays_finite(window, dtype):
     volume = np.full((13, 14), limits.max / 2, dtype)
     volume[::3] *= -1
     for stride in (1, 3):
-        for more in ({}, {"nan": "omit"}):
+        for more in ({}, {"nan_policy": "omit"}):
             got = map_patches(identity, volume, 5, stride=stride, window=window, **more)
             np.testing.assert_allclose(got, volume, rtol=40 * limits.eps)
 
@@ -143,7 +143,12 @@ def test_ends_of_weight_zero_let_nothing_in(tmp_path):
     to_zarr(image, tmp_path / "in.zarr", chunks=8)
     for value in (np.inf, -np.inf, np.nan, 1e30):
         function = spoil(value)
-        for more in ({}, {"nan": "omit"}, {"nan": "raise"}, {"mask": np.ones((11, 9))}):
+        for more in (
+            {},
+            {"nan_policy": "omit"},
+            {"nan_policy": "raise"},
+            {"mask": np.ones((11, 9))},
+        ):
             got = map_patches(function, image, 4, **options, **more)
             np.testing.assert_array_equal(got, wanted)
         lazy = map_patches(function, da.from_array(image, chunks=5), 4, **options)
@@ -151,14 +156,14 @@ def test_ends_of_weight_zero_let_nothing_in(tmp_path):
     run(spoil(np.nan), tmp_path / "in.zarr", tmp_path / "out.zarr", patch=4, **options)
     np.testing.assert_array_equal(open_volume(tmp_path / "out.zarr").values, wanted)
     with pytest.raises(FunctionError, match=r"patch \(0, 0\) .* at voxel \(0, 0\)"):
-        map_patches(lambda p: p * np.nan, image, 4, nan="raise", **options)
+        map_patches(lambda p: p * np.nan, image, 4, nan_policy="raise", **options)
 
 
 @pytest.mark.parametrize("window", ["hann", "crop"])
 @pytest.mark.parametrize("grid", [PatchGrid((10, 11), 4, 5), PatchGrid((12, 13), 5, 3)])
 def test_a_last_patch_that_is_pulled_back_is_the_same_on_every_path(tmp_path, grid, window):
     image = distinct(grid.shape)
-    options = {"stride": grid.stride, "window": window, "fill": -1}
+    options = {"stride": grid.stride, "window": window, "fill_value": -1}
 
     def function(patch):
         return patch * np.float32(0.5) + patch.flat[0]
@@ -169,10 +174,12 @@ def test_a_last_patch_that_is_pulled_back_is_the_same_on_every_path(tmp_path, gr
         np.testing.assert_array_equal(lazy.compute(), wanted)
     patches = extract(image, grid)
     made = patches * np.float32(0.5) + patches[..., :1, :1]
-    np.testing.assert_array_equal(merge(made, grid, window=window, fill=-1), wanted)
+    np.testing.assert_array_equal(merge(made, grid, window=window, fill_value=-1), wanted)
     lattice = da.from_array(made, chunks=(1, 1, *grid.patch))
-    np.testing.assert_array_equal(merge(lattice, grid, window=window, fill=-1).compute(), wanted)
-    merger = Merger(grid, window=window, fill=-1)
+    np.testing.assert_array_equal(
+        merge(lattice, grid, window=window, fill_value=-1).compute(), wanted
+    )
+    merger = Merger(grid, window=window, fill_value=-1)
     for index, box in enumerate(grid):
         merger.add(index, function(image[box.slices]))
     np.testing.assert_array_equal(merger.result(), wanted)

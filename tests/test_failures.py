@@ -333,7 +333,7 @@ def test_a_function_may_give_back_one_buffer_where_it_is_called_alone(here, how)
     for number in range(3):
         function, options = {
             "setup": (None, {"setup": functions.OneBuffer}),
-            "calls": (functions.OneBuffer(), {"calls": 1}),
+            "calls": (functions.OneBuffer(), {"concurrent_calls": 1}),
             "factory": (
                 volpatch.functions.named.FunctionSpec.parse(
                     "tests.helpers_functions:OneBuffer", factory=True

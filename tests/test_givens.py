@@ -294,7 +294,7 @@ def test_a_wider_input_dtype_is_not_looked_at_and_masked_patches_may_hold_anythi
     np.testing.assert_allclose(got, volume, rtol=1e-6)
     mask = np.ones(SHAPE, bool)
     mask[:2, :2] = False
-    options = {"stride": 2, "window": "crop", "input_dtype": "uint8", "fill": 0}
+    options = {"stride": 2, "window": "crop", "input_dtype": "uint8", "fill_value": 0}
     got = map_patches(functions.identity, volume, 2, edge="pad", mask=mask, **options)
     np.testing.assert_array_equal(got, np.where(mask, volume, 0))
 

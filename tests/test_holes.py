@@ -67,7 +67,7 @@ def test_a_mask_changes_only_what_a_hole_touches(grid, window, data):
         volume,
         grid.patch,
         mask=mask,
-        fill=-5.0,
+        fill_value=-5.0,
         **options_of(grid, window),
     )
     assert len(called) == max(1, sum(kept))  # one made-up call where all is skipped
@@ -80,14 +80,14 @@ def test_a_mask_changes_only_what_a_hole_touches(grid, window, data):
 def test_skip_by_content_gives_the_same_as_any_region(grid, window, limit):
     volume = distinct(grid.shape)
     whole = map_patches(
-        np.sqrt, volume, grid.patch, skip=float(limit), fill=-1, **options_of(grid, window)
+        np.sqrt, volume, grid.patch, skip=float(limit), fill_value=-1, **options_of(grid, window)
     )
     again = map_patches(
         np.sqrt,
         volume,
         grid.patch,
         skip=lambda p: p.max() < limit,
-        fill=-1,
+        fill_value=-1,
         batch_size=3,
         **options_of(grid, window),
     )
@@ -98,7 +98,7 @@ def test_skip_by_content_gives_the_same_as_any_region(grid, window, limit):
         volume,
         grid.patch,
         skip=float(limit),
-        fill=-1,
+        fill_value=-1,
         roi=half,
         **options_of(grid, window),
     )
@@ -116,7 +116,7 @@ def test_omitted_nans_are_made_up_for_by_the_neighbours(grid, window, seed):
         return lambda p: np.where(holes[next(numbers)], np.nan, p).astype(p.dtype)
 
     wanted, touched = brute(volume, grid, window, [True] * len(grid), spoiled(), omit=True)
-    got = map_patches(spoiled(), volume, grid.patch, nan="omit", **options_of(grid, window))
+    got = map_patches(spoiled(), volume, grid.patch, nan_policy="omit", **options_of(grid, window))
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
     full = map_patches(identity, volume, grid.patch, **options_of(grid, window))
     np.testing.assert_array_equal(got[~touched], full[~touched])
@@ -168,20 +168,20 @@ def test_nan_rules():
     volume = distinct((12, 12))
     volume[5, 6] = np.nan
     with pytest.raises(FunctionError, match=r"a NaN came back .* at voxel \(5, 6\).*omit"):
-        map_patches(identity, volume, 5, nan="raise")
-    got = map_patches(identity, volume, 5, nan="omit")
+        map_patches(identity, volume, 5, nan_policy="raise")
+    got = map_patches(identity, volume, 5, nan_policy="omit")
     assert np.argwhere(np.isnan(got)).tolist() == [[5, 6]]
-    got = map_patches(identity, volume, 5, nan="omit", window="crop", fill=0)
+    got = map_patches(identity, volume, 5, nan_policy="omit", window="crop", fill_value=0)
     assert got[5, 6] == 0
-    with pytest.raises(SettingError, match="nan must be one of propagate, omit, raise"):
-        map_patches(identity, volume, 5, nan="ignore")
+    with pytest.raises(SettingError, match="nan_policy must be one of propagate, omit, raise"):
+        map_patches(identity, volume, 5, nan_policy="ignore")
 
 
 def test_a_coarser_mask_is_stretched_over_the_volume():
     volume = distinct((16, 16))
     coarse = np.array([[True, False], [False, False]])
     fine = np.kron(coarse, np.ones((8, 8), bool))
-    options = {"stride": 4, "fill": 0}
+    options = {"stride": 4, "fill_value": 0}
     np.testing.assert_array_equal(
         map_patches(identity, volume, 4, mask=coarse, **options),
         map_patches(identity, volume, 4, mask=fine, **options),
@@ -198,7 +198,7 @@ def test_channels_share_the_holes_and_finalize_still_works():
         4,
         mask=mask,
         finalize=lambda b: (b[0] > b[1]).astype("uint8"),
-        fill=9,
+        fill_value=9,
     )
     assert (got[:4] == (volume > 1)[:4]).all()
     assert (got[9:] == 9).all()
@@ -219,7 +219,7 @@ def test_ties_go_to_the_earlier_patch_in_whatever_order_they_are_added():
             if there and away < nearest[voxel]:
                 wanted[voxel], nearest[voxel] = patches[number][inside], away
     for order in (np.arange(len(grid)), np.arange(len(grid))[::-1], rng.permutation(len(grid))):
-        merger = Merger(grid, window="crop", nan="omit")
+        merger = Merger(grid, window="crop", nan_policy="omit")
         for some in np.array_split(order, 7):
             merger.add_batch(some.tolist(), patches[some])
         np.testing.assert_array_equal(merger.result(), wanted)
@@ -235,11 +235,11 @@ def nan_where(number):
 @pytest.mark.parametrize(
     ("options", "missing"),
     [
-        ({"window": "hann", "nan": "omit"}, True),
-        ({"window": "crop", "nan": "omit"}, True),
-        ({"reduce": "max", "nan": "omit"}, True),
-        ({"reduce": "min", "nan": "omit"}, True),
-        ({"reduce": "sum", "nan": "omit"}, True),
+        ({"window": "hann", "nan_policy": "omit"}, True),
+        ({"window": "crop", "nan_policy": "omit"}, True),
+        ({"reduce": "max", "nan_policy": "omit"}, True),
+        ({"reduce": "min", "nan_policy": "omit"}, True),
+        ({"reduce": "sum", "nan_policy": "omit"}, True),
         ({"window": "hann"}, False),
         ({"window": "crop"}, False),
     ],
@@ -253,7 +253,7 @@ def test_finalize_sees_nan_where_a_channel_has_no_value(options, missing):
         return np.where(np.isnan(block[1]), 7, block[0] > 0).astype("uint8")
 
     # 13 x 12 voxels under patches of 4, 5 apart: some voxels have no patch
-    grid = {"stride": 5, "edge": "drop", "fill": 9}
+    grid = {"stride": 5, "edge": "drop", "fill_value": 9}
     got = map_patches(nan_where(60), volume, 4, finalize=finalize, **grid, **options)
     covered = np.zeros((13, 12), bool)
     for box in PatchGrid((13, 12), 4, 5, edge="drop"):
@@ -278,7 +278,7 @@ def test_finalize_sees_zero_where_whole_numbers_are_missing():
         stride=4,
         window="crop",
         mask=mask,
-        fill=-1,
+        fill_value=-1,
         finalize=lambda b: (blocks.append(b.copy()), b.astype("int16"))[1],
     )
     assert (blocks[-1][:, 8:] == 0).all()
@@ -316,7 +316,7 @@ def test_a_nan_is_no_value_at_or_above_a_number(dtype):
         called.append(patch.copy())
         return patch
 
-    got = map_patches(note, volume, 4, stride=4, skip=1, fill=-1)
+    got = map_patches(note, volume, 4, stride=4, skip=1, fill_value=-1)
     assert [np.nanmax(patch) for patch in called] == [5, 1]
     assert (got[:, :4] == -1).all()
     assert (got[:, 12:] == -1).all()

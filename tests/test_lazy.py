@@ -83,7 +83,13 @@ def test_a_mask_and_omitted_nans_have_the_bits_of_memory(grid, data):
     def spoil(patch):
         return np.where(patch % 5 == 0, np.nan, patch)
 
-    options = {"stride": grid.stride, "edge": grid.edge, "mask": mask, "nan": "omit", "fill": -1}
+    options = {
+        "stride": grid.stride,
+        "edge": grid.edge,
+        "mask": mask,
+        "nan_policy": "omit",
+        "fill_value": -1,
+    }
     lazy = da.from_array(volume, chunks=data.draw(chunked(grid.shape)))
     np.testing.assert_array_equal(
         map_patches(spoil, lazy, grid.patch, **options).compute(),
@@ -102,13 +108,13 @@ def test_gaps_offsets_and_drop_work_lazily(size, patch, stride, offset, data):
     volume = distinct(grid.shape)
     lazy = da.from_array(volume, chunks=data.draw(chunked(grid.shape)))
     options = {"stride": stride, "offset": offset, "edge": edge}
-    wanted = map_patches(identity, volume, patch, fill=-7, **options)
-    got = map_patches(identity, lazy, patch, fill=-7, **options)
+    wanted = map_patches(identity, volume, patch, fill_value=-7, **options)
+    got = map_patches(identity, lazy, patch, fill_value=-7, **options)
     np.testing.assert_array_equal(got.compute(), wanted)
     patches = extract(lazy, patch, **options)
     np.testing.assert_array_equal(patches.compute(), extract(volume, patch, **options))
     if len(grid):
-        np.testing.assert_array_equal(merge(patches, grid, fill=-7).compute(), wanted)
+        np.testing.assert_array_equal(merge(patches, grid, fill_value=-7).compute(), wanted)
 
 
 def test_building_reads_nothing_and_a_slice_computes_only_its_patches():
@@ -388,7 +394,7 @@ def test_merger_misuse_is_named():
         (lambda: extract(np.zeros((8, 9)), PatchGrid((8, 8), 4, 4)), r"volume of shape \(8, 8\)"),
         (lambda: merge(np.zeros((2, 2, 4, 5)), PatchGrid((8, 8), 4, 4)), "do not belong to this"),
         (lambda: merge(np.zeros((4, 4)), PatchGrid((8, 8), 4, 4)), "do not belong to this"),
-        (lambda: merge(np.zeros((3, 3, 2, 2)), PatchGrid((8, 8), 2, 5)), "fill=VALUE"),
+        (lambda: merge(np.zeros((3, 3, 2, 2)), PatchGrid((8, 8), 2, 5)), "fill_value=VALUE"),
         (lambda: extract(np.zeros((8, 8)), {"z": 4}), "patch names axis 'z'"),
         (lambda: extract(np.zeros((8, 8)), 4, stride=1.5), "whole number"),
         (lambda: map_patches(identity, unknown_chunks(), 1), "unknown size"),

@@ -68,21 +68,33 @@ FIELDS = {
     "window": ({}, {"window": "triangle"}, r"window was \[\"hann\".* is now \[\"triangle\""),
     "window function": ({"window": np.hamming}, {"window": np.ones}, r"; window was \[\[0\.\d.*1"),
     "edge": ({}, {"edge": "pad"}, r"grid\.edge was \[\"shift\".* is now \[\"pad\""),
-    "offset": ({"fill": 0}, {"offset": 1}, r"grid\.offset was \[0, 0, 0\] and is now \[1, 1, 1\]"),
+    "offset": (
+        {"fill_value": 0},
+        {"offset": 1},
+        r"grid\.offset was \[0, 0, 0\] and is now \[1, 1, 1\]",
+    ),
     "dtype": ({}, {"dtype": "float64"}, r"output\.dtype was \"float32\" and is now \"float64\""),
     "input_dtype": ({}, {"input_dtype": "i4"}, r"input_dtype was \"uint16\" and is now \"int32\""),
-    "fill": ({"fill": 1}, {"fill": 2}, r"fill was \"1\" and is now \"2\""),
+    "fill_value": ({"fill_value": 1}, {"fill_value": 2}, r"fill_value was \"1\" and is now \"2\""),
     "pad_mode": ({"edge": "pad"}, {"pad_mode": "edge"}, r"pad_mode was \"reflect\" .* \"edge\""),
     "pad_value": (
         {"edge": "pad", "pad_mode": "constant"},
         {"pad_value": 3},
         r"pad_value was \"0\" and is now \"3\"",
     ),
-    "nan": ({}, {"nan": "omit"}, r"nan was \"propagate\" and is now \"omit\""),
+    "nan_policy": ({}, {"nan_policy": "omit"}, r"nan_policy was \"propagate\" and is now \"omit\""),
     "reduce": ({}, {"reduce": "max"}, r"reduce was \"mean\" and is now \"max\""),
-    "mask": ({"mask": MASK, "fill": 0}, {"mask": OTHER_MASK}, r"mask was \[+24.*is now \[+24"),
-    "mask at all": ({"fill": 0}, {"mask": MASK}, r"mask was nothing and is now \[+24, 24, 24\]"),
-    "skip": ({"skip": 1, "fill": 0}, {"skip": 2}, r"skip was 1 and is now 2"),
+    "mask": (
+        {"mask": MASK, "fill_value": 0},
+        {"mask": OTHER_MASK},
+        r"mask was \[+24.*is now \[+24",
+    ),
+    "mask at all": (
+        {"fill_value": 0},
+        {"mask": MASK},
+        r"mask was nothing and is now \[+24, 24, 24\]",
+    ),
+    "skip": ({"skip": 1, "fill_value": 0}, {"skip": 2}, r"skip was 1 and is now 2"),
     "roi": ({}, {"roi": "z=1:"}, r"roi was \[\[0, 0, 0\], .* and is now \[\[1, 0, 0\]"),
     "channel_axis": (
         {},
@@ -94,7 +106,11 @@ FIELDS = {
     "shards": ({}, {"shards": 16, "region": None}, r"output\.shards was nothing .* \[16, 16, 16\]"),
     "codec": ({}, {"codec": "lz4"}, r"output\.codec was \"zstd\" and is now \"lz4\""),
     "batches at all": ({}, {"batch_size": 2}, r"batches was false and is now true"),
-    "version": ({"version": "1"}, {"version": "2"}, r"version was \"1\" and is now \"2\""),
+    "func_version": (
+        {"func_version": "1"},
+        {"func_version": "2"},
+        r"func_version was \"1\" and is now \"2\"",
+    ),
     "fingerprint": ({}, {"fingerprint": "full"}, r"source\.files was \"sample\" .* \"full\""),
     "finalize": (
         {"finalize": "tests.helpers_functions:identity"},
@@ -178,13 +194,13 @@ def test_a_run_does_not_go_on_when_files_it_is_made_of_changed(here, monkeypatch
     def go(**more):
         target = here / "out.zarr"
         function = FunctionSpec.parse(f"{code}:f")
-        return run(function, here / "in.zarr", target, depends=[weights], **more)
+        return run(function, here / "in.zarr", target, depends_on=[weights], **more)
 
     with pytest.raises(IncompleteError):
         go()
     weights.write_text("two")
     with pytest.raises(
-        TargetError, match=r"depends\.1 \(.*weights\.bin\) was \"\w{12}\.\.\.\" and"
+        TargetError, match=r"depends_on\.1 \(.*weights\.bin\) was \"\w{12}\.\.\.\" and"
     ):
         go()
     weights.unlink()
@@ -242,7 +258,7 @@ SAME_BYTES = {
     "backend": {"backend": "processes"},
     "memory_limit": {"memory_limit": "2GiB"},
     "func_memory": {"func_memory": "10MiB"},
-    "calls": {"calls": 1},
+    "concurrent_calls": {"concurrent_calls": 1},
     "progress": {"progress": "log"},
     "durability": {"durability": "full"},
     "batch_size": {"batch_size": 7},

@@ -77,7 +77,7 @@ def test_another_job_on_a_complete_output_ends_with_3_and_names_what_differs(her
     count, before = times_made(here), tree(here)
     for more, says in (
         (("--overlap", "1"), r"grid\.stride was \[4, 4, 4\] and is now \[3, 3, 3\]"),
-        (("--version", "2"), 'version was nothing and is now "2"'),
+        (("--func-version", "2"), 'func_version was nothing and is now "2"'),
     ):
         code, out, err = ask(*made(here, *more, *(() if part is None else ("--part", part))))
         assert (code, out) == (3, "")
@@ -169,10 +169,12 @@ def test_a_twin_that_is_faster_leaves_nothing_to_do(here):
         calls.append(1)
         if not twin:
             twin.append(None)
-            twin[0] = run(function, here / "in.zarr", here / "out.zarr", version="1", workers=1)
+            twin[0] = run(
+                function, here / "in.zarr", here / "out.zarr", func_version="1", workers=1
+            )
         return patch.astype("float32")
 
-    report = run(function, here / "in.zarr", here / "out.zarr", version="1", workers=1)
+    report = run(function, here / "in.zarr", here / "out.zarr", func_version="1", workers=1)
     assert (twin[0].already, report.already) == (False, True)
     assert len(calls) < 2 * 216
     assert sorted(os.listdir(here)) == ["in.zarr", "out.zarr"]
@@ -197,9 +199,16 @@ def _stop(plan):
 def test_a_complete_output_is_complete_beside_an_unfinished_one_that_is_to_replace_it(here):
     run(SHADE, here / "in.zarr", here / "out.zarr")
     with pytest.raises(KeyboardInterrupt):
-        run(SHADE, here / "in.zarr", here / "out.zarr", version="2", overwrite=True, announce=_stop)
+        run(
+            SHADE,
+            here / "in.zarr",
+            here / "out.zarr",
+            func_version="2",
+            overwrite=True,
+            announce=_stop,
+        )
     assert run(SHADE, here / "in.zarr", here / "out.zarr").already
-    report = run(SHADE, here / "in.zarr", here / "out.zarr", version="2")
+    report = run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2")
     assert (report.already, report.stats.patches) == (False, 216)
     assert sorted(os.listdir(here)) == ["in.zarr", "out.zarr"]
 
@@ -208,13 +217,13 @@ def test_what_appeared_meanwhile_is_replaced_where_that_is_allowed_now(here):
     """Before anything is computed, not when all is."""
     run(SHADE, here / "in.zarr", here / "old.zarr")
     with pytest.raises(KeyboardInterrupt):
-        run(SHADE, here / "in.zarr", here / "out.zarr", version="2", announce=_stop)
+        run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2", announce=_stop)
     (here / "old.zarr").rename(here / "out.zarr")
     with pytest.raises(TargetError, match=r"made by another job: version was"):
-        run(SHADE, here / "in.zarr", here / "out.zarr", version="2")
-    assert run(SHADE, here / "in.zarr", here / "out.zarr", version="2", part="0/1",
+        run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2")
+    assert run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2", part="0/1",
                overwrite=True).complete  # fmt: skip
-    assert run(SHADE, here / "in.zarr", here / "out.zarr", version="2").already
+    assert run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2").already
 
 
 # -- several that mend -------------------------------------------------------------------------
@@ -252,8 +261,8 @@ def test_of_several_that_mend_one_output_one_works_and_the_others_are_told(here,
         for other in (
             ("retry", here / "out.zarr"),
             call,
-            [*call, "--version", "2", "--overwrite"],
-            [*call, "--version", "2", "--overwrite", "--part", "0/1"],
+            [*call, "--func-version", "2", "--overwrite"],
+            [*call, "--func-version", "2", "--overwrite", "--part", "0/1"],
             ("commit", here / "out.zarr"),
             ("clean", here / "out.zarr"),
         ):
@@ -290,9 +299,11 @@ def test_a_killed_retry_is_not_in_the_way_of_parts_that_replace_the_output(here,
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert (here / "out.zarr.volpatch").exists()
-    report = run(GATE, here / "in.zarr", here / "out.zarr", version="2", overwrite=True, part="0/2")
+    report = run(
+        GATE, here / "in.zarr", here / "out.zarr", func_version="2", overwrite=True, part="0/2"
+    )
     assert not report.complete
-    report = run(GATE, here / "in.zarr", here / "out.zarr", version="2", part="1/2")
+    report = run(GATE, here / "in.zarr", here / "out.zarr", func_version="2", part="1/2")
     assert report.complete
     same(image(here / "out.zarr"), shaded(VOLUME))
     assert sorted(os.listdir(here)) == ["in.zarr", "out.zarr"]

@@ -146,7 +146,7 @@ def test_other_files_are_not_waited_for_either(here, ask):
         with pytest.raises(SettingError, match="exists and is no job file, so it is left alone"):
             volpatch.planning.job.save(planned, job)
         with pytest.raises(SettingError, match=r"w\.pt', .* cannot be read: it is a named pipe"):
-            run(SHADE, here / "in.zarr", here / "out.zarr", depends=[weights])
+            run(SHADE, here / "in.zarr", here / "out.zarr", depends_on=[weights])
         run(SHADE, here / "in.zarr", here / "out.zarr")
         metadata = here / "out.zarr/scale0/image/zarr.json"
         metadata.unlink()

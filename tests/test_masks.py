@@ -88,7 +88,7 @@ def test_a_patch_is_skipped_only_where_all_possible_cells_say_so(n, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     marks = rng.random(n) < data.draw(st.sampled_from([0.01, 0.1, 0.5]))
     mask = reduced(marks, k)
-    grid, options = PatchGrid(n, patch, stride), {"stride": stride, "fill": -1, "mask": mask}
+    grid, options = PatchGrid(n, patch, stride), {"stride": stride, "fill_value": -1, "mask": mask}
 
     def touched(factors):
         fine = [mask[np.minimum(np.arange(n) // k, len(mask) - 1)] for k in factors]
@@ -104,7 +104,7 @@ def test_a_patch_is_skipped_only_where_all_possible_cells_say_so(n, data):
 def test_a_mask_whose_factor_does_not_divide_loses_nothing():
     marks = np.zeros(1000, bool)
     marks[500:512] = True
-    options = {"stride": 8, "mask": reduced(marks, 32), "fill": -1}
+    options = {"stride": 8, "mask": reduced(marks, 32), "fill_value": -1}
     # 32 cells: of 32 voxels with a last one of 8, or of 31 with a last one of 39
     assert called(np.zeros(1000), 8, **options) == list(range(464, 512, 8))
     assert called(np.zeros(1000), 8, mask_factor=(32,), **options) == list(range(480, 512, 8))
@@ -195,7 +195,7 @@ def test_a_mask_is_laid_where_its_coordinates_say(n, data):
         fine[voxel] = 0 <= cell < m and marks[cell]
     grid = PatchGrid(n, patch, max(1, patch - 1))
     wanted = [o for (o,) in grid.origins if fine[o : o + patch].any()]
-    options = {"stride": grid.stride, "fill": -1, "mask": mask}
+    options = {"stride": grid.stride, "fill_value": -1, "mask": mask}
     assert called(volume, patch, **options) == wanted
 
 
@@ -203,9 +203,9 @@ def test_a_coarser_mask_without_an_offset_of_its_own_may_begin_with_the_volume()
     # voxel 3 lies in cell 1 if cell 0 begins with the volume, in cell 1 too if it is centred
     marks = np.zeros(4, bool)
     marks[1] = True
-    got = called(along(12), 1, stride=1, mask=along(4, 3.0, values=marks), fill=-1)
+    got = called(along(12), 1, stride=1, mask=along(4, 3.0, values=marks), fill_value=-1)
     assert got == [2, 3, 4, 5]
-    got = called(along(8), 1, stride=1, mask=along(4, 2.0, values=marks), fill=-1)
+    got = called(along(8), 1, stride=1, mask=along(4, 2.0, values=marks), fill_value=-1)
     assert got == [2, 3]
 
 
@@ -221,7 +221,7 @@ def test_volumes_of_all_kinds_place_the_same_mask(tmp_path):
     to_zarr(volume, tmp_path / "in.zarr", chunks=8)
     to_zarr(mask, tmp_path / "mask.zarr", chunks=8)
     stored, path = open_volume(tmp_path / "mask.zarr"), tmp_path / "mask.zarr"
-    options = {"stride": 4, "fill": -1.0}
+    options = {"stride": 4, "fill_value": -1.0}
     wanted = volume.values.copy()
     wanted[:24] = -1
     for one in (volume, volume.chunk({"z": 16}), open_volume(tmp_path / "in.zarr")):
@@ -272,7 +272,7 @@ def test_volumes_of_all_kinds_place_the_same_mask(tmp_path):
 )
 def test_a_mask_that_cannot_lie_on_the_grid_is_refused(volume, mask, message):
     with pytest.raises(SettingError, match=message):
-        map_patches(identity, volume, 3, mask=mask, fill=0)
+        map_patches(identity, volume, 3, mask=mask, fill_value=0)
     if isinstance(volume, xr.DataArray) and "a" not in mask.dims:
         with pytest.raises(SettingError, match=message.replace("the mask", "where")):
             sample_patches(volume, {"x": 3}, 1, where=mask)
@@ -291,7 +291,7 @@ def test_places_that_are_the_same_or_nearly_so_fit():
         (along(9), xr.DataArray(marks[None], dims=("c", "x"), coords={"x": np.arange(9)})),
     ):
         k = volume.size // 9
-        got = called(volume, k, stride=k, mask=mask, fill=-1)
+        got = called(volume, k, stride=k, mask=mask, fill_value=-1)
         assert got == [4 * k]
     assert called(along(9), 3, stride=3, mask=along(1, origin=4.0, values=[True])) == [0, 3, 6]
 
@@ -313,7 +313,7 @@ def test_the_command_takes_a_factor_and_saves_it(tmp_path, monkeypatch, capfd):
     marks = np.zeros((4, 8, 8), "u1")
     marks[1, 0, 0] = 1
     to_zarr(marks, "mask.zarr", chunks=8)
-    words = ["--apply", "identity", "--patch", "1", "--stride", "1", "--fill", "0"]
+    words = ["--apply", "identity", "--patch", "1", "--stride", "1", "--fill-value", "0"]
     words += ["--mask", "mask.zarr", "--mask-factor", "4,1,1"]
     assert execute(["plan", "in.zarr", "out.zarr", *words, "-o", "job.json"]) == 0
     assert "mask      cells of z 4, y 1, x 1 voxels\n" in capfd.readouterr().out
@@ -333,7 +333,7 @@ def test_a_mask_that_is_not_there_is_named(tmp_path):
 def test_the_same_mask_in_another_place_is_another_job(tmp_path):
     volume = distinct((13, 8, 8))
     to_zarr(volume, tmp_path / "in.zarr", chunks=8)
-    options = {"patch": 4, "fill": 0, "mask": np.ones((4, 8, 8), "u1")}
+    options = {"patch": 4, "fill_value": 0, "mask": np.ones((4, 8, 8), "u1")}
     first = float(volume[0, 0, 0])
 
     def fail(patch):

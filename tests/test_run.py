@@ -68,7 +68,7 @@ def run(function, source, target, **options):
 
 def expected(function, volume, options):
     """The result in memory: chunks, regions, workers and batches play no part in it."""
-    names = ("patch", "stride", "overlap", "window", "edge", "dtype", "input_dtype", "fill",
+    names = ("patch", "stride", "overlap", "window", "edge", "dtype", "input_dtype", "fill_value",
              "finalize", "channel_axis", "roi", "pad_mode", "offset")  # fmt: skip
     chosen = {name: options[name] for name in names if name in options}
     return map_patches(function, volume, chosen.pop("patch"), **chosen)
@@ -119,16 +119,16 @@ def source(tmp_path_factory, volume):
         {"batch_size": 64, "workers": 4, "chunks": 16},
         {"edge": "pad", "chunks": 16, "region": 16},
         {"edge": "pad", "pad_mode": "constant", "patch": (50, 12, 60), "overlap": "25%"},
-        {"edge": "drop", "fill": -5, "chunks": 16, "region": 16},
+        {"edge": "drop", "fill_value": -5, "chunks": 16, "region": 16},
         {"window": "crop", "chunks": 16, "region": 16},
         {"window": ("gaussian", "triangle", "constant"), "stride": (3, 5, 11)},
         {"window": np.hamming, "overlap": "25%"},
-        {"stride": 15, "fill": 3, "chunks": 16, "region": 16},
-        {"offset": (1, 2, 3), "fill": 0.5, "chunks": 16},
+        {"stride": 15, "fill_value": 3, "chunks": 16, "region": 16},
+        {"offset": (1, 2, 3), "fill_value": 0.5, "chunks": 16},
         {"input_dtype": "float64"},
         {"dtype": "float16"},
         {"dtype": "uint8"},
-        {"calls": 1, "workers": 3},
+        {"concurrent_calls": 1, "workers": 3},
         {"codec": "none"},
     ],
     ids=lambda options: ",".join(options) or "defaults",
@@ -447,17 +447,17 @@ def test_a_factory_runs_once_per_process(tmp_path, source, volume, monkeypatch):
 def test_calls_bounds_simultaneous_calls(tmp_path, source, calls, most):
     crowd = functions.Crowd()
     run(crowd, source, tmp_path / "out.zarr", patch=16, chunks=16, region=16, workers=4,
-        calls=calls, version="1")  # fmt: skip
+        concurrent_calls=calls, func_version="1")  # fmt: skip
     assert crowd.most == most
 
 
 def test_a_factory_means_one_call_at_a_time_unless_told_otherwise(tmp_path, source):
     crowd = functions.Crowd()
     options = {"patch": 16, "chunks": 16, "region": 16, "workers": 4, "setup": lambda: crowd}
-    options["version"] = "1"  # a lock cannot be compared
+    options["func_version"] = "1"  # a lock cannot be compared
     run(None, source, tmp_path / "one.zarr", **options)
     assert crowd.most == 1
-    run(None, source, tmp_path / "three.zarr", calls=3, **options)
+    run(None, source, tmp_path / "three.zarr", concurrent_calls=3, **options)
     assert crowd.most == 3
 
 
@@ -548,7 +548,7 @@ def test_bad_settings_write_nothing(tmp_path, source):
         ({"patch": 12, "overlap": "100%"}, "overlap 100% on z must be"),
         ({"patch": 12, "window": "hamming"}, "window must be one of"),
         ({"patch": 12, "edge": "wrap"}, "edge must be one of"),
-        ({"patch": 12, "stride": 20}, "no patch covers .* give fill=VALUE"),
+        ({"patch": 12, "stride": 20}, "no patch covers .* give fill_value=VALUE"),
         ({"patch": 12, "memory_limit": "9MiB"}, "over the limit of 9.0 MiB.*memory_limit='"),
         ({"patch": 12, "chunks": 8, "shards": 12}, "must be multiples of chunks"),
         ({"patch": (12,) * 4}, "has 4 sizes, but the volume has the axes"),

@@ -29,7 +29,7 @@ def stored(tmp_path):
 @pytest.mark.parametrize("region", [(16, 16, 16), (40, 48, 32)])
 def test_a_masked_run_has_the_bits_of_memory(stored, window, region):
     folder, volume, mask = stored
-    options = {"patch": 8, "stride": 4, "window": window, "fill": -3.0}
+    options = {"patch": 8, "stride": 4, "window": window, "fill_value": -3.0}
     report = run(
         np.sqrt,
         folder / "in.zarr",
@@ -50,7 +50,7 @@ def test_skip_by_number_and_omitted_nans(stored):
     def holey(patch):
         return np.where(patch % 3 == 0, np.nan, patch)
 
-    options = {"patch": 8, "stride": 4, "skip": float(np.median(volume)), "nan": "omit"}
+    options = {"patch": 8, "stride": 4, "skip": float(np.median(volume)), "nan_policy": "omit"}
     run(
         holey,
         folder / "in.zarr",
@@ -70,7 +70,7 @@ def test_what_is_filled_in_is_not_counted_as_clipped(stored):
     def halved(block):
         return block * np.float32(0.5)
 
-    options = {"patch": 8, "stride": 8, "edge": "drop", "fill": -3, "dtype": "int32"}
+    options = {"patch": 8, "stride": 8, "edge": "drop", "fill_value": -3, "dtype": "int32"}
     report = run(
         np.sqrt,
         folder / "in.zarr",
@@ -98,7 +98,7 @@ def test_where_a_whole_region_is_skipped_nothing_is_read(stored, monkeypatch):
         folder / "out.zarr",
         patch=8,
         mask=mask,
-        fill=1.0,
+        fill_value=1.0,
         dtype="float32",
     )
     assert (open_volume(folder / "out.zarr").values == 1).all()

@@ -246,7 +246,7 @@ def test_functions_beside_the_function_are_compared_alike(here, name):
             return run(here, None, setup=lambda: by_closure(k))
         what = {
             "finalize": {"finalize": lambda block: block + np.float32(k)},
-            "skip": {"skip": lambda patch: patch.max() < k, "fill": 0},
+            "skip": {"skip": lambda patch: patch.max() < k, "fill_value": 0},
         }
         return run(here, by_closure(1), **what[name])
 
@@ -392,10 +392,10 @@ def test_a_run_that_could_not_be_gone_on_with_says_so_before_it_starts(here):
     assert plan.incomparable == ("function.state.lock (_thread.lock)",)
     assert plan.to_json()["incomparable"] == list(plan.incomparable)
     says = "resume    not after a kill: function.state.lock (_thread.lock) cannot be compared;\n"
-    assert f"{says}          version=TEXT, which replaces the comparison" in plan.explain()
+    assert f"{says}          func_version=TEXT, which replaces the comparison" in plan.explain()
     shown = []
     with pytest.warns(
-        UserWarning, match=f"after a kill .* could not be .*{PLACE}.*version=TEXT"
+        UserWarning, match=f"after a kill .* could not be .*{PLACE}.*func_version=TEXT"
     ) as w:
         assert volpatch.run(Locked(), here / "in.zarr", here / "out.zarr", patch=4).complete
     assert w[0].filename == __file__  # that is where it was called
@@ -407,11 +407,12 @@ def test_a_run_that_cannot_be_compared_is_not_gone_on_with(here):
     with pytest.warns(UserWarning, match="could not be gone on with"):
         begin(here, Locked(fails=True))
     with pytest.raises(
-        TargetError, match=rf"nobody can tell to be the same: {PLACE} cannot .* version=TEXT from"
+        TargetError,
+        match=rf"nobody can tell to be the same: {PLACE} cannot .* func_version=TEXT from",
     ):
         run(here, Locked(fails=True))
     with pytest.raises(
-        SettingError, match=rf"parts must be seen .* of the same .*{PLACE}.*version"
+        SettingError, match=rf"parts must be seen .* of the same .*{PLACE}.*func_version"
     ):
         run(here, Locked(), part="0/2")
     with pytest.raises(TargetError, match="nobody can tell"):
@@ -419,10 +420,10 @@ def test_a_run_that_cannot_be_compared_is_not_gone_on_with(here):
 
 
 def test_a_version_replaces_the_comparison_of_functions(here):
-    begin(here, Locked(fails=True), version="1")
+    begin(here, Locked(fails=True), func_version="1")
     with pytest.raises(TargetError, match=r"version was \"1\" and is now \"2\""):
-        run(here, Locked(), version="2")
-    report = run(here, Locked(), version="1")
+        run(here, Locked(), func_version="2")
+    report = run(here, Locked(), func_version="1")
     assert report.complete
     assert report.regions_before == 8
 
@@ -470,35 +471,42 @@ def test_files_that_a_function_reads_are_compared_by_content_and_order(here):
         path.parent.mkdir()
         path.write_text(text)
     a, b, c = paths
-    begin(here, by_closure(1), depends=[a, b])
-    begin(here, by_closure(1), depends=(str(c), b))  # the same, in another place
-    with pytest.raises(TargetError, match=r"depends\.1 \(.*b/w\.pt\) was \"\w{12}\.\.\.\" and is"):
-        run(here, by_closure(1), depends=[b, a])
-    with pytest.raises(TargetError, match=r"depends\.2 was \"\w{12}\.\.\.\" and is now nothing"):
-        run(here, by_closure(1), depends=a)
+    begin(here, by_closure(1), depends_on=[a, b])
+    begin(here, by_closure(1), depends_on=(str(c), b))  # the same, in another place
+    with pytest.raises(
+        TargetError, match=r"depends_on\.1 \(.*b/w\.pt\) was \"\w{12}\.\.\.\" and is"
+    ):
+        run(here, by_closure(1), depends_on=[b, a])
+    with pytest.raises(TargetError, match=r"depends_on\.2 was \"\w{12}\.\.\.\" and is now nothing"):
+        run(here, by_closure(1), depends_on=[a])
     a.write_text("other")
-    with pytest.raises(TargetError, match=rf"depends\.1 \({a}\) was .* and is now [^;]*$"):
-        run(here, by_closure(1), depends=[a, b])
+    with pytest.raises(TargetError, match=rf"depends_on\.1 \({a}\) was .* and is now [^;]*$"):
+        run(here, by_closure(1), depends_on=[a, b])
     unread = r"a', which the result depends on, cannot be read: it is a folder"
     with pytest.raises(SettingError, match=unread):
-        run(here, by_closure(1), depends=a.parent)
+        run(here, by_closure(1), depends_on=[a.parent])
+    for bare in (a, str(a)):
+        with pytest.raises(SettingError, match=rf"list of paths, also of one; write \['{a}'\]"):
+            run(here, by_closure(1), depends_on=bare)
+    with pytest.raises(SettingError, match="depends_on must be paths of files; got 3"):
+        run(here, by_closure(1), depends_on=3)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "alike", "other"),
     [
-        ("fill", np.float32(2), 2, np.float32(3)),
+        ("fill_value", np.float32(2), 2, np.float32(3)),
         ("pad_value", np.int64(2), 2.0, 3),
         ("skip", np.float32(2), 2.0, np.float32(3)),
         ("out_channels", np.int64(1), 1, None),
         ("chunks", np.int64(4), [np.int16(4), 4], 2),
         ("shards", (np.int64(8), 8), 8, None),
         ("overlap", np.float32(0.5), 0.5, np.float32(0.25)),
-        ("version", np.int64(1), 1, np.int64(2)),
+        ("func_version", np.int64(1), 1, np.int64(2)),
     ],
 )
 def test_numbers_of_numpy_are_numbers(here, name, value, alike, other):
-    more = {"stride": None, "region": None, "edge": "pad", "pad_mode": "constant", "fill": 0}
+    more = {"stride": None, "region": None, "edge": "pad", "pad_mode": "constant", "fill_value": 0}
 
     def f(patch):
         made = times(patch, 1)

@@ -339,7 +339,7 @@ def test_an_output_of_something_else_is_not_mended(here, monkeypatch, what):
     (here / "weights").write_text("one")
     target = here / "out.zarr"
     spec = FunctionSpec.parse(f"{code}:f")
-    run(spec, here / "in.zarr", target, depends=[here / "weights"])
+    run(spec, here / "in.zarr", target, depends_on=[here / "weights"])
     (target / "scale0/image/c/1/1/1").unlink()
     before = marks(target)
     if what == "function":
@@ -354,7 +354,7 @@ def test_an_output_of_something_else_is_not_mended(here, monkeypatch, what):
         code.unlink()
     says = {
         "function": r"function\.code was",
-        "weights": r"depends\.1 .*weights\) was",
+        "weights": r"depends_on\.1 .*weights\) was",
         "input": r"c/0/0/0' of the input changed, and 1 regions of .* \(region 0, say\)",
         "gone": r"no such volume.*in\.zarr",
         "deleted": r"there is no file '.*code_for_upkeep\.py' to import",
@@ -398,7 +398,7 @@ def test_functions_given_as_objects_are_to_be_given_again(here):
 
 def test_a_mask_given_as_an_array_is_not_in_the_records(here):
     mask = np.ones(volume_with({}).shape, bool)
-    run(SHADE, here / "in.zarr", here / "out.zarr", mask=mask, fill=0)
+    run(SHADE, here / "in.zarr", here / "out.zarr", mask=mask, fill_value=0)
     with pytest.raises(SettingError, match=r"a mask or a window that is an object.*volpatch\.run"):
         volpatch.retry(here / "out.zarr")
 
@@ -462,15 +462,15 @@ def test_skipped_and_empty_regions_are_told_apart(here):
     mask = np.ones((24, 24, 24), bool)
     mask[:8] = False
     with pytest.raises(IncompleteError):
-        run(BAD, here / "in.zarr", here / "out.zarr", mask=mask, fill=0)
+        run(BAD, here / "in.zarr", here / "out.zarr", mask=mask, fill_value=0)
     counts = volpatch.status(here / "out.zarr").counts
     assert (counts["done"], counts["skipped"], counts["failed"]) == (17, 9, 1)
     shutil.rmtree(here / "out.zarr.volpatch")
-    run(SHADE, here / "in.zarr", here / "out.zarr", edge="drop", patch=20, fill=0)
+    run(SHADE, here / "in.zarr", here / "out.zarr", edge="drop", patch=20, fill_value=0)
     counts = volpatch.status(here / "out.zarr").counts
     assert (counts["done"], counts["empty"]) == (27, 0)  # one patch of 20, and 0:20 meets them all
     shutil.rmtree(here / "out.zarr")
-    run(SHADE, here / "in.zarr", here / "out.zarr", edge="drop", patch=16, fill=0)
+    run(SHADE, here / "in.zarr", here / "out.zarr", edge="drop", patch=16, fill_value=0)
     counts = volpatch.status(here / "out.zarr").counts
     assert (counts["done"], counts["empty"]) == (8, 19)
 

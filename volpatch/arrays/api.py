@@ -122,8 +122,9 @@ def map_patches(
     **options
         stride or overlap (default "50%"), window ("hann", "triangle", "gaussian",
         "constant", "crop" or a function), edge ("shift", "pad", "drop"), dtype, offset,
-        batch_size, out_channels, input_dtype, fill, pad_mode, pad_value, mask, skip, nan,
-        reduce: see `volpatch.core.options`. An integer result with a weighted window needs `dtype`.
+        batch_size, out_channels, input_dtype, fill_value, pad_mode, pad_value, mask, skip,
+        nan_policy, reduce: see `volpatch.core.options`. An integer result with a weighted window
+        needs `dtype`.
 
     Returns
     -------
@@ -270,7 +271,7 @@ def extract(
         ("constant",) * grid.ndim,
         dtype,
         dtype,
-        fill=0,
+        fill_value=0,
         pad_mode=pad_mode,
         pad_value=pad_value,
     )
@@ -354,8 +355,8 @@ def merge(
     window: Window | Sequence[Window] | None = None,
     dtype: DTypeLike | None = None,
     reduce: str = "mean",
-    nan: str = "propagate",
-    fill: float | None = None,
+    nan_policy: str = "propagate",
+    fill_value: float | None = None,
     chunks: Any = None,
 ) -> Any:
     """The volume that patches blend to; the inverse of `extract`.
@@ -365,8 +366,8 @@ def merge(
     patches : ndarray, dask array or DataArray
         (lead..., *lattice, *patch) of the grid.
     grid : PatchGrid
-    window, dtype, reduce, nan, fill
-        As for `map_patches`; voxels that no patch covers need `fill`.
+    window, dtype, reduce, nan_policy, fill_value
+        As for `map_patches`; voxels that no patch covers need `fill_value`.
     chunks : optional
         Chunks of a lazy result; without, they follow the patches' lattice chunks.
 
@@ -378,7 +379,7 @@ def merge(
     Raises
     ------
     GridError
-        Patches of another grid, or voxels without a patch and no `fill`.
+        Patches of another grid, or voxels without a patch and no `fill_value`.
     SettingError
         Integer patches with a weighted window and no `dtype`.
 
@@ -400,8 +401,8 @@ def merge(
         kind,
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
         reduce=reduce,
-        nan=nan,
-        fill=fill,
+        nan_policy=nan_policy,
+        fill_value=fill_value,
     )
     if given.lazy:
         merged = lazy.merge_blocks(given.data, recipe)

@@ -30,7 +30,7 @@ class Merger:
     Parameters
     ----------
     grid : PatchGrid
-    window, dtype, reduce, nan, fill
+    window, dtype, reduce, nan_policy, fill_value
         As for `map_patches`.
     out : array-like, optional
         Where the result goes: an ndarray, a memmap, a zarr array; anything with a shape
@@ -54,8 +54,8 @@ class Merger:
         window: Window | Sequence[Window] | None = None,
         dtype: DTypeLike | None = None,
         reduce: str = "mean",
-        nan: str = "propagate",
-        fill: float | None = None,
+        nan_policy: str = "propagate",
+        fill_value: float | None = None,
         out: Any = None,
     ) -> None:
         check_grid(grid)
@@ -75,8 +75,8 @@ class Merger:
             unknown,
             dtype=wanted,
             reduce=reduce,
-            nan=nan,
-            fill=fill,
+            nan_policy=nan_policy,
+            fill_value=fill_value,
         )
         self._out = out
         self._added = np.zeros(len(grid), dtype=bool)

@@ -108,8 +108,8 @@ FUNCTION: OptionTable = {
             "Given to it; must hold all.  [the source's]",
         ),
         ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
-        ("--version", "TEXT", "Of the function: compared in place of its code."),
-        ("--depends*", "FILE", "That it reads, such as weights: another content, another run."),
+        ("--func-version", "TEXT", "Of the function: compared in place of its code."),
+        ("--depends-on*", "FILE", "That it reads, such as weights: another content, another run."),
     ]
 }
 GRID: OptionTable = {
@@ -124,11 +124,11 @@ GRID: OptionTable = {
         ),
         ("--edge", "NAME[,NAME…]", "The last patch: shift it back, pad it, or drop it.  [shift]"),
         ("--offset", "N[,N…]", "Where the first patch starts.  [0]"),
-        ("--fill", "X", "Value of voxels that no patch covers, or only skipped ones."),
+        ("--fill-value", "X", "Value of voxels that no patch reaches."),
         ("--pad-mode", "MODE", "With pad: reflect, symmetric, edge, constant.  [reflect]"),
         ("--pad-value", "X", "With --pad-mode constant.  [0]"),
         (
-            "--nan",
+            "--nan-policy",
             "propagate|omit|raise",
             "What a NaN in a result does.  [propagate]",
         ),
@@ -165,7 +165,7 @@ RESOURCES: OptionTable = {
         ("--func-memory", "SIZE", "Of one call of the function.  [a trial call is measured]"),
         ("--workers", "N", "How many regions are computed at a time.  [one per core]"),
         ("--backend", "threads|processes", "processes for what holds Python's lock.  [threads]"),
-        ("--calls", "N", "Simultaneous calls per process.  [1 with --factory]"),
+        ("--concurrent-calls", "N", "Per process.  [1 with --factory]"),
         ("--region", "N[,N…]", "Extent of one task, in voxels.  [chosen]"),
     ]
 }

@@ -159,7 +159,7 @@ class Blender:
 
     def add(self, ids: NDArray[np.int64], values: Array) -> None:
         """Blend the values (B, [channels,] *patch), in C order, of the patches `ids`."""
-        if self.recipe.nan == "raise" and values.dtype.kind == "f":
+        if self.recipe.nan_policy == "raise" and values.dtype.kind == "f":
             self._refuse_nan(ids, values)
         if len(ids):
             blend(self.sums, self.tables, ids, values, self.mode, omit=self.recipe.omits)
@@ -179,8 +179,8 @@ class Blender:
         inside = bad[len(bad) - box.ndim :]
         voxel = tuple(int(a + e + b) for a, (e, _), b in zip(box.start, ends, inside, strict=True))
         raise FunctionError(
-            f"a NaN came back for patch {position} at {box}, at voxel {voxel}; nan='propagate' "
-            f"lets it pass, nan='omit' leaves it out"
+            f"a NaN came back for patch {position} at {box}, at voxel {voxel}; "
+            f"nan_policy='propagate' lets it pass, nan_policy='omit' leaves it out"
         )
 
     def skip(self, ids: NDArray[np.int64]) -> None:
@@ -265,7 +265,7 @@ class Blender:
         return self._without_gaps(block, start, bare)
 
     def _without_gaps(self, block: Array, start: int, bare: Array | None) -> Array:
-        """A block with 0 where `fill` comes, so that no NaN there counts as clipped."""
+        """A block with 0 where `fill_value` comes, so that no NaN there counts as clipped."""
         if block.dtype.kind != "f" or self.recipe.out_dtype.kind == "f":
             return block
         gaps = self._gaps(start, block.shape[1])
@@ -275,14 +275,14 @@ class Blender:
         return np.where(gone, block.dtype.type(0), block) if gone.any() else block
 
     def _fill(self, out: Array, start: int, bare: Array | None) -> None:
-        """Put `fill` where no patch of the grid comes, or none that comes has a value."""
+        """Put `fill_value` where no patch of the grid comes, or none that comes has a value."""
         gaps = self._gaps(start, out.shape[1])
         if gaps is not None:
-            out[:, gaps] = self.recipe.fill_value
+            out[:, gaps] = self.recipe.filling
         if bare is not None and bare.any():
             same = bare.shape == out.shape and not self.recipe.finalizes
             where: Any = bare if same else (slice(None), bare.all(axis=0))
-            out[where] = self.recipe.fill_value
+            out[where] = self.recipe.filling
 
     def _gaps(self, start: int, planes: int) -> Array | None:
         """Voxels of some planes that no patch of the grid covers, (planes, *face); None: none."""

@@ -33,7 +33,7 @@ class BlendOptions(TypedDict, total=False):
     dtype: DTypeLike | None  # of the output
     out_channels: int | None  # leading channels that the function returns
     input_dtype: DTypeLike | None  # given to the function, rounded; what does not fit is an error
-    fill: float | None  # of voxels that no patch covers
+    fill_value: float | None  # of voxels that no patch covers
     pad_mode: str  # "reflect" (default), "symmetric", "edge", "constant"
     pad_value: float  # for pad_mode="constant"
     mask: Any  # array or path, on the volume's grid or coarser; skips patches it is empty in
@@ -41,7 +41,7 @@ class BlendOptions(TypedDict, total=False):
     skip: (
         Callable[[Any], Any] | float | None
     )  # skips patches by predicate, or whose maximum is less
-    nan: str  # "propagate" (default), "omit", "raise"
+    nan_policy: str  # "propagate" (default), "omit", "raise"
     reduce: str  # "mean" (default) blends; "sum", "max", "min"
 
 
@@ -60,16 +60,16 @@ class JobOptions(BlendOptions, total=False):
     func_memory: int | str | None  # of one running call; default: measured by a trial
     workers: int | None  # default: one per core
     backend: str  # "threads" (default) or "processes"
-    calls: int | None  # simultaneous calls of the function per process
-    version: str | None  # of the function: compared in place of its code and what it carries
-    depends: Sequence[str] | None  # files that the function reads, such as a model's weights
+    concurrent_calls: int | None  # simultaneous calls of the function per process
+    func_version: str | None  # of the function: compared in place of its code and what it carries
+    depends_on: Sequence[str] | None  # files that the function reads, such as a model's weights
     fingerprint: str  # of the input's files: "sample" (default) of 1,000, or "full"
 
 
 def plain(value: Any) -> Any:
     """A setting with the numbers of NumPy in it made Python's own; arrays are left alone.
 
-    >>> plain({"fill": np.float32(2), "chunks": (np.int64(8), 4)})
+    >>> plain({"fill_value": np.float32(2), "chunks": (np.int64(8), 4)})
     {'fill': 2.0, 'chunks': (8, 4)}
     """
     if isinstance(value, np.generic):

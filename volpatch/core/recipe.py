@@ -32,7 +32,7 @@ FINALIZE_PLANES = 8
 
 DType = np.dtype[Any]
 REDUCTIONS = ("mean", "sum", "max", "min")
-NAN_RULES = ("propagate", "omit", "raise")
+NAN_POLICIES = ("propagate", "omit", "raise")
 
 
 def rows_at_once(patch: int) -> int:
@@ -131,10 +131,10 @@ class Recipe:
         (`channels_out` stays None for a function that returns no channel axis).
     dtype : of the output where it was asked for.
     finalizes, final_dtype, final_channels : whether, and to what, `finalize` changes a block.
-    fill : value of voxels that no patch covers.
+    fill_value : of voxels that no patch covers.
     pad_mode, pad_value : how patches that hang over the end (edge="pad") are filled.
     reduce : "mean" blends; "sum", "max" and "min" of all values at a voxel.
-    nan : what a NaN that the function returns does: "propagate", "omit", "raise".
+    nan_policy : what a NaN that the function returns does: "propagate", "omit", "raise".
     holes : whether patches may be skipped, by a mask or by what is in them.
     """
 
@@ -150,15 +150,15 @@ class Recipe:
     finalizes: bool = False
     final_dtype: DType | None = None
     final_channels: int | None = None
-    fill: float | None = None
+    fill_value: float | None = None
     pad_mode: str = "reflect"
     pad_value: float = 0
     reduce: str = "mean"
-    nan: str = "propagate"
+    nan_policy: str = "propagate"
     holes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("fill", "pad_value"):
+        for name in ("fill_value", "pad_value"):
             object.__setattr__(self, name, plain_number(getattr(self, name)))
         if self.batch_size is not None and self.batch_size < 1:
             raise SettingError(f"batch_size must be at least 1, got {self.batch_size}")
@@ -171,16 +171,17 @@ class Recipe:
             for axis, window in zip(self.grid.axes, self.windows, strict=True):
                 check_window(axis, window)
         uncovered, shape = self.grid.uncovered, self.grid.shape
-        if uncovered and self.fill is None:
+        if uncovered and self.fill_value is None:
             raise GridError(
                 f"no patch covers {uncovered} of the {math.prod(shape)} voxels "
                 f"(patch {self.grid.patch}, stride {self.grid.stride}, offset {self.grid.offset}, "
-                f"edge {self.grid.edge[0]!r}); give fill=VALUE for them, or a grid that covers all"
+                f"edge {self.grid.edge[0]!r}); give fill_value=VALUE for them, or a grid "
+                f"that covers all"
             )
         check_number(self.pad_value, self.source_dtype, "pad_value")
-        if self.fill is not None:
+        if self.fill_value is not None:
             dtype = self.out_dtype if self.complete or self.dtype else np.dtype(np.float64)
-            check_number(self.fill, dtype, "fill")
+            check_number(self.fill_value, dtype, "fill_value")
         if self.result_dtype is not None:
             self._check_labels(self.result_dtype)
 
@@ -189,8 +190,10 @@ class Recipe:
             raise SettingError(
                 f"reduce must be one of {', '.join(REDUCTIONS)}; got {self.reduce!r}"
             )
-        if self.nan not in NAN_RULES:
-            raise SettingError(f"nan must be one of {', '.join(NAN_RULES)}; got {self.nan!r}")
+        if self.nan_policy not in NAN_POLICIES:
+            raise SettingError(
+                f"nan_policy must be one of {', '.join(NAN_POLICIES)}; got {self.nan_policy!r}"
+            )
         if self.reduce != "mean" and any(w != "constant" for w in self.windows):
             raise SettingError(
                 f"reduce={self.reduce!r} weighs all values alike; leave window out, or say "
@@ -220,7 +223,7 @@ class Recipe:
 
     @property
     def omits(self) -> bool:
-        return self.nan == "omit" and self.known_result.kind == "f"
+        return self.nan_policy == "omit" and self.known_result.kind == "f"
 
     @property
     def together(self) -> int:
@@ -233,7 +236,7 @@ class Recipe:
     @property
     def mode(self) -> Mode:
         """What happens to each value at its voxel."""
-        missing = self.holes or self.nan == "omit"
+        missing = self.holes or self.nan_policy == "omit"
         if self.crop:
             return Mode.NEAREST if missing else Mode.SELECT
         if self.reduce in ("max", "min"):
@@ -315,8 +318,8 @@ class Recipe:
         return self.final_channels if self.finalizes else self.channels_out
 
     @property
-    def fill_value(self) -> float:
-        """Of voxels without a value: `fill`; else 0, or NaN where NaNs were left out."""
-        if self.fill is not None:
-            return self.fill
+    def filling(self) -> float:
+        """Of voxels without a value: `fill_value`; else 0, or NaN where NaNs were left out."""
+        if self.fill_value is not None:
+            return self.fill_value
         return float("nan") if self.omits and self.out_dtype.kind == "f" else 0

@@ -61,10 +61,10 @@ def make_recipe(
         channels_out=whole_counts(options.get("out_channels"), None, "out_channels"),
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
         finalizes=finalizes,
-        fill=options.get("fill"),
+        fill_value=options.get("fill_value"),
         pad_mode=options.get("pad_mode", "reflect"),
         pad_value=options.get("pad_value", 0),
         reduce=reduce,
-        nan=options.get("nan", "propagate"),
+        nan_policy=options.get("nan_policy", "propagate"),
         holes=options.get("mask") is not None or options.get("skip") is not None,
     )

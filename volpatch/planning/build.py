@@ -122,7 +122,7 @@ def make_draft(
         backend=backend,
         memory_limit=machine.default_memory_limit() if memory is None else parse_bytes(memory),
         func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
-        calls=whole_counts(options.get("calls"), None, "calls"),
+        concurrent_calls=whole_counts(options.get("concurrent_calls"), None, "concurrent_calls"),
         free_disk=_free_disk(target),
         held=held_before(machine.resident_bytes()),
         words={

@@ -2,7 +2,7 @@
 
 Not in here, because they change no bit: regions, workers, backend, memory, batch size, logs.
 What cannot be seen from here (the weights of a model, a library underneath, a helper of another
-file's helper) is told with `version=` and `depends=`.
+file's helper) is told with `func_version=` and `depends_on=`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Carried:
         Parameters
         ----------
         functions : by their names, as in `words`; None for one that there is not.
-        options : of the job; with `version` the functions are not looked into.
+        options : of the job; with `func_version` the functions are not looked into.
         """
         depends = {str(n): path for n, path in enumerate(depends_of(options), 1)}
         files = {number: file_digest(path) for number, path in depends.items()}
@@ -73,7 +73,7 @@ class Carried:
             else named_words(function)
             for name, function in functions.items()
         }
-        looked_into = {} if options.get("version") is not None else functions
+        looked_into = {} if options.get("func_version") is not None else functions
         held = {
             # held, as its file may be another one when it is looked at again
             name: function.named() if isinstance(function, FunctionSpec) else function
@@ -100,11 +100,14 @@ def _contents(functions: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, 
 
 def depends_of(options: Mapping[str, Any]) -> list[str]:
     """Absolute paths of the files that the function reads, in the order given."""
-    given = options.get("depends") or ()
-    paths = [given] if isinstance(given, str | os.PathLike) else given
-    if not isinstance(paths, Sequence) or not all(isinstance(p, str | os.PathLike) for p in paths):
-        raise SettingError(f"depends must be paths of files; got {given!r}")
-    return [os.path.abspath(path) for path in paths]
+    given = options.get("depends_on") or ()
+    if isinstance(given, str | os.PathLike):
+        raise SettingError(
+            f"depends_on must be a list of paths, also of one; write [{os.fspath(given)!r}]"
+        )
+    if not isinstance(given, Sequence) or not all(isinstance(p, str | os.PathLike) for p in given):
+        raise SettingError(f"depends_on must be paths of files; got {given!r}")
+    return [os.path.abspath(path) for path in given]
 
 
 def identity(
@@ -135,15 +138,15 @@ def identity(
         "channel_axis": plan.layout.channel,
         "patched": list(plan.layout.patched_dims),
         "batches": recipe.batch_size is not None,
-        "fill": _number(recipe.fill),
+        "fill_value": _number(recipe.fill_value),
         "pad_mode": recipe.pad_mode,
         "pad_value": _number(recipe.pad_value),
         "reduce": recipe.reduce,
-        "nan": recipe.nan,
+        "nan_policy": recipe.nan_policy,
         "mask": None if holes is None else _mask(holes),
         **carried.words,
-        "version": options.get("version"),
-        "depends": carried.files,
+        "func_version": options.get("func_version"),
+        "depends_on": carried.files,
         "missing": options.get("missing", "auto"),
         "output": spec.to_json(),
     }

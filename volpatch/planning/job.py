@@ -64,13 +64,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "dtype": None if recipe.dtype is None else str(recipe.dtype),
         "out_channels": plan.words["options"].get("out_channels"),
         "input_dtype": str(recipe.input_dtype),
-        "fill": recipe.fill,
+        "fill_value": recipe.fill_value,
         "pad_mode": recipe.pad_mode,
         "pad_value": recipe.pad_value,
         "mask": _json_option(plan, "mask", str),
         "mask_factor": _factor(plan),
         "skip": _json_option(plan, "skip", (int, float)),
-        "nan": recipe.nan,
+        "nan_policy": recipe.nan_policy,
         "reduce": recipe.reduce,
         "channel_axis": None if layout.channel is None else layout.dims[layout.channel],
         "missing": plan.words["options"].get("missing", "auto"),
@@ -83,9 +83,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "func_memory": plan.func_memory or None,  # a trial may measure 0, which is no setting
         "workers": plan.workers,
         "backend": plan.backend,
-        "calls": plan.calls,
-        "version": plan.words["options"].get("version"),
-        "depends": depends_of(plan.words["options"]),
+        "concurrent_calls": plan.concurrent_calls,
+        "func_version": plan.words["options"].get("func_version"),
+        "depends_on": depends_of(plan.words["options"]),
         "fingerprint": plan.words["options"].get("fingerprint", "sample"),
     }
     return {

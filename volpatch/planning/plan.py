@@ -213,7 +213,7 @@ class Plan:
     backend: str
     memory_limit: int
     func_memory: int | None = None
-    calls: int | None = None
+    concurrent_calls: int | None = None
     free_disk: int | None = None
     held: int = 0
     resident: int = 0
@@ -502,7 +502,7 @@ class Plan:
         if self.incomparable:
             lines += [
                 f"resume    not after a kill: {some(self.incomparable)} cannot be compared;",
-                "          version=TEXT, which replaces the comparison, would help",
+                "          func_version=TEXT, which replaces the comparison, would help",
             ]
         return "\n".join(lines)
 

@@ -243,7 +243,7 @@ def make_request(
     carried = Carried.of({**functions, "skip": options.get("skip")}, options)
     return Request(
         replace(draft, incomparable=carried.incomparable),
-        Functions(function, setup, final, draft.calls, holes),
+        Functions(function, setup, final, draft.concurrent_calls, holes),
         volume,
         WorkTree(os.fspath(target), durability=durability, overwrite=more.get("overwrite", False)),
         carried,

@@ -52,7 +52,7 @@ from volpatch.storage.publish import check_whole, state_of
 from volpatch.storage.stores.local import SUFFIX, check_target
 from volpatch.storage.volume import Source
 
-_VERSION = "give version=TEXT from the start, which replaces the comparison"
+_VERSION = "give func_version=TEXT from the start, which replaces the comparison"
 _RESULT = ("result_dtype", "channels_out", "final_dtype", "final_channels")
 
 
@@ -150,7 +150,7 @@ class Request:
             "resident": trial.resident,
             "input": looks,
             "volume": remembered(self.source),
-            "depends": self.carried.depends,
+            "depends_on": self.carried.depends,
         }
         file = PlanFile(words, layout, _job_words(plan))
         return Settled(plan, spec, file, looks)

@@ -64,7 +64,7 @@ class Functions:
     function: Callable[..., Any] | FunctionSpec | None
     setup: Callable[..., Any] | None = None
     finalize: Callable[..., Any] | FunctionSpec | None = None
-    calls: int | None = None
+    concurrent_calls: int | None = None
     holes: Skips | None = None
 
     @property
@@ -150,7 +150,7 @@ class Worker:
         self.function = functions.load()
         self.finalize = functions.load_finalize()
         self.holes = functions.holes
-        calls = functions.calls or (1 if functions.made_once else None)
+        calls = functions.concurrent_calls or (1 if functions.made_once else None)
         self.caller = Caller(self.function, threading.Semaphore(calls) if calls else None)
         self._recorders: dict[Site, Recorder] = {}
         self._lock = threading.Lock()

@@ -128,7 +128,7 @@ def iter_patches(
         view.dtype,
         view.dtype,
         channels_in=channels_of(layout),
-        fill=0,
+        fill_value=0,
         pad_mode=pad_mode,
         pad_value=_fitting(pad_value, view.dtype),
     )

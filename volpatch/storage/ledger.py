@@ -157,7 +157,7 @@ class PlanFile:
     def differences(self, other: PlanFile) -> list[str]:
         """Fields in which another plan differs, old against new; the input's files apart."""
         mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
-        files = dict(flat({"depends": other.layout.get("depends")}))
+        files = dict(flat({"depends_on": other.layout.get("depends_on")}))
         unlike = {
             name
             for name in {*mine, *theirs} - {INPUT}
@@ -194,7 +194,7 @@ def _goes_without_saying(name: str, unlike: Collection[str]) -> bool:
         return False
     return any(
         part not in ("target", "parameters", "factory")
-        and ("version" in unlike or ".".join([*parts[:depth], "target"]) in unlike)
+        and ("func_version" in unlike or ".".join([*parts[:depth], "target"]) in unlike)
         for depth, part in enumerate(parts[1:], 1)
     )
 
