@@ -219,7 +219,7 @@ def test_what_appeared_meanwhile_is_replaced_where_that_is_allowed_now(here):
     with pytest.raises(KeyboardInterrupt):
         run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2", announce=_stop)
     (here / "old.zarr").rename(here / "out.zarr")
-    with pytest.raises(TargetError, match=r"made by another job: version was"):
+    with pytest.raises(TargetError, match=r"made by another job: func_version was"):
         run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2")
     assert run(SHADE, here / "in.zarr", here / "out.zarr", func_version="2", part="0/1",
                overwrite=True).complete  # fmt: skip

@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
     """A setting with the numbers of NumPy in it made Python's own; arrays are left alone.
 
     >>> plain({"fill_value": np.float32(2), "chunks": (np.int64(8), 4)})
-    {'fill': 2.0, 'chunks': (8, 4)}
+    {'fill_value': 2.0, 'chunks': (8, 4)}
     """
     if isinstance(value, np.generic):
         return value.item()
