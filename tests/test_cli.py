@@ -23,12 +23,10 @@ import volpatch
 from volpatch.cli import main as cli
 from volpatch.core.errors import RunError
 from volpatch.core.grid import EDGES, PAD_MODES
-from volpatch.core.options import BlendOptions, JobOptions
+from volpatch.core.options import BACKENDS, PROGRESS, BlendOptions, JobOptions
 from volpatch.core.window import WINDOWS
 from volpatch.functions.registry import OPERATIONS
 from volpatch.planning import job
-from volpatch.planning.plan import BACKENDS
-from volpatch.report.progress import MODES
 from volpatch.running import api
 
 SHAPE = (24, 30, 34)
@@ -207,7 +205,7 @@ def test_help_names_what_there_is(ask):
     for name in [*OPERATIONS, *WINDOWS, *PAD_MODES, *EDGES]:
         assert name in words
     assert f"[{'|'.join(BACKENDS)}]" in words
-    assert f"[{'|'.join(MODES)}]" in words
+    assert f"[{'|'.join(PROGRESS)}]" in words
 
 
 @pytest.mark.parametrize("command", [[], ["info"], ["plan"], ["run"], ["demo"]])
@@ -451,7 +449,7 @@ REFUSED: dict[str, tuple[Any, list[object], list[str]]] = {
     "overlap 100%": (None, run(overlap="100%"), ["100%", "less than"]),
     "overlap in voxels": (None, run(overlap=12), ["overlap 12", "patch 12"]),
     "overlap of nonsense": (None, run(overlap="half"), ["'half'", "50%"]),
-    "gaps": (None, run(stride=14), ["no patch covers", "fill"]),
+    "gaps": (None, run(stride=14), ["no patch covers", "--fill-value VALUE"]),
     "sizes for too many axes": (None, run(patch="8,8,8,8"), ["4", "3"]),
     "unknown window": (None, run(window="han"), ["'han'", "hann"]),
     "crop mixed with others": (None, run(window="crop,hann,hann"), ["crop", "all axes"]),
@@ -466,7 +464,11 @@ REFUSED: dict[str, tuple[Any, list[object], list[str]]] = {
     "wrong shape": (None, run(apply="functions.py:wrong_shape"), ["(11, 12, 12)", "(12, 12, 12)"]),
     "None": (None, run(apply="functions.py:nothing"), ["None", "patch", "wanted"]),
     "another type": (None, run(apply="functions.py:listed"), ["list", "patch", "wanted"]),
-    "labels, weighted": (None, run(apply="functions.py:labels"), ["uint16", "window='crop'"]),
+    "labels, weighted": (
+        None,
+        run(apply="functions.py:labels"),
+        ["uint16", "--window crop", "--dtype uint16"],
+    ),
     "target exists": (output, run(overwrite=None), ["exists", "--overwrite"]),
     "target of others": (
         output,
@@ -479,7 +481,7 @@ REFUSED: dict[str, tuple[Any, list[object], list[str]]] = {
     "the link itself": (linked, run("link.zarr", "source.zarr", patch=8), ["is the input"]),
     "parent is a file": (file_as_parent, run(target="notes/out.zarr"), ["is not a folder"]),
     "no parent": (None, run(target="there/out.zarr"), ["does not exist"]),
-    "memory too small": (None, run(memory_limit="10MiB"), ["10.0 MiB", "memory_limit="]),
+    "memory too small": (None, run(memory_limit="10MiB"), ["10.0 MiB", "--memory-limit 2"]),
     "memory without unit": (None, run(memory_limit=2), ["unit", "2GiB"]),
     "shards": (None, run(chunks=8, shards=12), ["12", "8", "multiple"]),
     "region": (None, run(chunks=8, region=12), ["region 12", "write unit 8"]),
@@ -490,7 +492,7 @@ REFUSED: dict[str, tuple[Any, list[object], list[str]]] = {
     "no such level": (None, run(level=3), ["level 3"]),
     "no such axis": (None, run(channel_axis="c"), ["c"]),
     "no workers": (None, run(workers=0), ["workers", "0"]),
-    "no batch": (None, run(batch_size=0), ["batch_size", "0"]),
+    "no batch": (None, run(batch_size=0), ["--batch-size must", "got 0"]),
     "slice missing": (gap, run("slices", patch=8), ["slices"]),
     "odd slice": (odd_one, run("slices", patch=8), ["s_005.tif", "21"]),
     "truncated": (cut_off, run("cut.tif"), ["cut.tif"]),
@@ -580,7 +582,7 @@ def test_a_corrupt_chunk_is_named(ask, folder, volume, position):
     [
         (RunError("the disk is full"), "volpatch: the disk is full\n"),
         (OSError(28, "No space left on device"), "volpatch: [Errno 28] No space left on device\n"),
-        (MemoryError("9 GB"), "volpatch: out of memory: 9 GB; a lower memory_limit may help\n"),
+        (MemoryError("9 GB"), "volpatch: out of memory: 9 GB; a lower --memory-limit may help\n"),
     ],
 )
 def test_a_failed_run_gives_one_line_and_1(ask, monkeypatch, error, line):
@@ -602,7 +604,7 @@ def test_memory_of_our_own_that_is_not_there_gives_one_line_and_1(folder, backen
     )
     words = [sys.executable, "starved.py", *map(str, run(backend=backend))]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    line = "volpatch: out of memory: 9 GB; a lower memory_limit may help\n"
+    line = "volpatch: out of memory: 9 GB; a lower --memory-limit may help\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 

@@ -167,7 +167,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
 def test_an_earlier_demo_is_replaced_when_asked(tmp_path):
     folder = tmp_path / "demo"
     told(folder)
-    with pytest.raises(TargetError, match="--overwrite"):
+    with pytest.raises(TargetError, match="pass overwrite=True"):
         demo(folder, **TINY)
     told(folder, shape=(16, 32, 32), overwrite=True)
     assert open_source(folder / "denoised.ome.zarr").shape == (16, 32, 32)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from volpatch import Box, GridError, SettingError, VolpatchError
 from volpatch.core.axes import Layout, default_dims
-from volpatch.core.options import BlendOptions, JobOptions, check_names
 from volpatch.core.parse import (
     by_axis,
     parse_bytes,
@@ -248,18 +247,3 @@ def test_a_selection_holds_one_index_of_each_lead_axis_and_all_channels():
         slice(2, 5),
         slice(3, 6),
     )
-
-
-# -- names of options ----------------------------------------------------------------------
-
-
-def test_a_misspelt_option_is_answered_with_the_nearest():
-    check_names(["stride", "window", "patch", "shards"], JobOptions)
-    with pytest.raises(SettingError, match="no option 'overlapp'; did you mean 'overlap'"):
-        check_names(["overlapp"], JobOptions)
-    with pytest.raises(SettingError, match="no option 'memory_limt'; did you mean 'memory_limit'"):
-        check_names(["memory_limt"], JobOptions)
-    with pytest.raises(SettingError, match="no option 'shards'"):
-        check_names(["shards"], BlendOptions)
-    with pytest.raises(SettingError, match=r"no option 'qqq'; there are batch_size, .*window"):
-        check_names(["qqq"], BlendOptions)

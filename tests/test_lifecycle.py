@@ -77,7 +77,7 @@ def test_another_job_on_a_complete_output_ends_with_3_and_names_what_differs(her
     count, before = times_made(here), tree(here)
     for more, says in (
         (("--overlap", "1"), r"grid\.stride was \[4, 4, 4\] and is now \[3, 3, 3\]"),
-        (("--func-version", "2"), 'func_version was nothing and is now "2"'),
+        (("--func-version", "2"), '--func-version was nothing and is now "2"'),
     ):
         code, out, err = ask(*made(here, *more, *(() if part is None else ("--part", part))))
         assert (code, out) == (3, "")

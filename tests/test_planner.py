@@ -487,11 +487,11 @@ def test_a_saved_job_gives_the_same_plan_again(images, tmp_path, name, options):
     again = volpatch.plan(
         saved["source"], saved["target"], level=saved["level"], func="gaussian", **saved["options"]
     )
-    same = {"words": {}, "free_disk": 0, "held": 0}  # what differs from one moment to the next
+    same = {"options": {}, "free_disk": 0, "held": 0}  # what differs from one moment to the next
     assert replace(again, **same) == replace(plan, **same)
     assert boxes(again) == boxes(plan)
     for word in ("codec", "out_channels"):
-        assert saved["options"].get(word) == again.words["options"].get(word)
+        assert saved["options"][word] == again.options[word]
     assert job.to_json(again)["options"] == saved["options"]
 
 

@@ -553,7 +553,10 @@ def test_bad_settings_write_nothing(tmp_path, source):
         ({"patch": 12, "chunks": 8, "shards": 12}, "must be multiples of chunks"),
         ({"patch": (12,) * 4}, "has 4 sizes, but the volume has the axes"),
         ({"patch": 12, "progress": "loud"}, "progress must be one of"),
-        ({"patch": 12, "durability": "forever"}, "durability must be 'full' or 'process'"),
+        (
+            {"patch": 12, "durability": "forever"},
+            "durability must be one of full, process; got 'forever'",
+        ),
     ]:
         with pytest.raises(VolpatchError, match=message):
             run(functions.shade, source, tmp_path / "out.zarr", **options)

@@ -627,7 +627,7 @@ def test_a_target_that_appeared_meanwhile_is_kept(tmp_path):
     spec = make_spec()
     tree = build(tmp_path / "out.zarr", spec, volume(spec))
     (tmp_path / "out.zarr").mkdir()
-    with pytest.raises(TargetError, match=r"exists; pass --overwrite"):
+    with pytest.raises(TargetError, match=r"exists; pass overwrite=True"):
         tree.publish(spec)
     assert os.listdir(tmp_path / "out.zarr") == []
     assert list(tree.missing(spec)) == []
@@ -688,7 +688,7 @@ def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path, then):
     if then == "prepare":
         tree.prepare(spec, overwrite=True)
     elif then == "refuse":
-        with pytest.raises(TargetError, match="exists; pass --overwrite"):
+        with pytest.raises(TargetError, match="exists; pass overwrite=True"):
             tree.prepare(spec, overwrite=False)
     else:
         tree.discard()
@@ -813,7 +813,7 @@ def test_what_volpatch_did_not_make_is_never_overwritten(tmp_path, make, says):
 def test_what_exists_is_refused_without_overwrite(tmp_path, make):
     make(tmp_path)
     before = snapshot(tmp_path)
-    with pytest.raises(TargetError, match=r"exists; pass --overwrite \(overwrite=True\)") as error:
+    with pytest.raises(TargetError, match=r"exists; pass overwrite=True") as error:
         check_target(tmp_path / "out.zarr", overwrite=False, source_path=None)
     assert "choose another name" in message(error)
     assert snapshot(tmp_path) == before

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -16,17 +16,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from volpatch.arrays import dask as lazy
-from volpatch.compute.blend import Finalize, Stats
+from volpatch.compute.blend import Stats
 from volpatch.compute.inmemory import cut_patches, map_array, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
 from volpatch.core.axes import CHANNELS, Layout, default_dims, distinct_names, refuse_beside_grid
+from volpatch.core.declared import completed, takes
 from volpatch.core.errors import GridError, SettingError
 from volpatch.core.grid import AxisGrid, Box, PatchGrid, check_grid
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import parse_roi, whole_counts
 from volpatch.core.recipe import Recipe, check_dtype
 from volpatch.core.window import Window, windows_per_axis
-from volpatch.core.words import make_grid, make_recipe
+from volpatch.core.words import make_grid, make_recipe, patch_or_default
+from volpatch.functions.named import Function, by_name, loaded, operation_dtype
 from volpatch.planning.masks import places_of, skips_of
 from volpatch.storage.adapt import check_chunks, is_dask, refuse_masked
 from volpatch.storage.open import check_lazy
@@ -86,13 +88,14 @@ class Labelled:
         return is_dask(self.data)
 
 
+@takes(BlendOptions)
 def map_patches(
-    func: Callable[[Array], Any],
+    func: Function,
     volume: Any,
-    patch: Sizes,
+    patch: Sizes | None = None,
     *,
     channel_axis: int | str | None = None,
-    finalize: Finalize | None = None,
+    finalize: Function | None = None,
     roi: Any = None,
     workers: int = 1,
     **options: Unpack[BlendOptions],
@@ -101,18 +104,19 @@ def map_patches(
 
     Parameters
     ----------
-    func : callable
+    func : callable, name of a ready-made operation, or "module:function"
         `func(patch) -> patch`, or with `batch_size` `func(batch) -> batch` with a leading
         batch axis. It may return extra leading channels, and another dtype. It may write
         into what it is given, which is valid during the call only.
     volume : ndarray, dask array or DataArray
         Real numbers, any number of axes, (z, y, x) last; a masked array is refused.
-    patch : int, sequence of int, or mapping by axis name
+    patch : int, sequence of int, or mapping by axis name, optional
         Patch size in voxels; a sequence patches the last axes, a number all of them (z, y
         and x of a DataArray). Every index of the other axes is processed on its own.
+        Without one it is 64, or the axis where it is shorter.
     channel_axis : int or name, optional
         Axis that is handed whole to the function, before the patched axes.
-    finalize : callable, optional
+    finalize : callable or name, optional
         Runs on blended blocks before they are rounded (argmax, threshold); pointwise.
     roi : slices, optional
         The part of the whole result that is wanted; the grid stays that of the volume.
@@ -120,11 +124,6 @@ def map_patches(
         Threads for an array in memory, which call the function at the same time; each takes
         a slab along the first patched axis, and computes the patches that reach into it.
     **options
-        stride or overlap (default "50%"), window ("hann", "triangle", "gaussian",
-        "constant", "crop" or a function), edge ("shift", "pad", "drop"), dtype, offset,
-        batch_size, out_channels, input_dtype, fill_value, pad_mode, pad_value, mask, skip,
-        nan_policy, reduce: see `volpatch.core.options`. An integer result with a weighted window
-        needs `dtype`.
 
     Returns
     -------
@@ -166,16 +165,21 @@ def map_patches(
     shape = given.data.shape
     layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
     box = parse_roi(roi, given.dims, shape, given.names)
+    said, function, final = completed(options, BlendOptions), by_name(func), by_name(finalize)
+    if said["dtype"] is None:
+        said["dtype"] = operation_dtype(function, given.data.dtype)
+    patch = patch_or_default(patch, layout)
     recipe = make_recipe(
-        layout, box.shape, given.data.dtype, patch, finalizes=finalize is not None, **options
+        layout, box.shape, given.data.dtype, patch, finalizes=final is not None, **said
     )
+    call, finish = loaded(function), None if final is None else loaded(final)
     places = places_of(given.origin, layout.patched_dims)
-    holes = skips_of(options, layout, places)
+    holes = skips_of(said, layout, places)
     workers = whole_counts(workers, 1, "workers")
     if not given.lazy:
         data = np.asarray(given.data)
         stats = Stats()
-        result: Any = map_array(func, data, layout, recipe, box, finalize, holes, workers, stats)
+        result: Any = map_array(call, data, layout, recipe, box, finish, holes, workers, stats)
         warn_clipped(stats.clipped, result.dtype)
         return _labelled(result, given, layout, box)
     if workers > 1:
@@ -185,7 +189,7 @@ def map_patches(
         )
     chosen = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
     whole = [slice(None) if i in layout.patched else s for i, s in enumerate(chosen)]
-    result = lazy.map_blocks(func, given.data[tuple(whole)], layout, recipe, finalize, holes)
+    result = lazy.map_blocks(call, given.data[tuple(whole)], layout, recipe, finish, holes)
     patched = tuple(chosen[i] for i in layout.patched)
     return _labelled(result[(..., *patched)], given, layout, box)
 

@@ -226,7 +226,7 @@ def _prepare(folder: Path, *, overwrite: bool) -> None:
             )
         if not overwrite:
             raise TargetError(
-                f"{str(folder)!r} holds an earlier demo; pass --overwrite (overwrite=True) to "
+                f"{str(folder)!r} holds an earlier demo; pass overwrite=True to "
                 "make it afresh, or choose another folder"
             )
     try:

@@ -24,22 +24,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from volpatch.cli.options import (
-    DURABLE,
-    FAILING,
     FORMAT,
     FUNCTION,
-    GRID,
-    HERE,
-    HOW,
-    INFO,
-    OUTPUT,
-    PARTS,
-    RESOURCES,
     SAVE,
     STATUS_FORMAT,
+    Row,
     TopicCommand,
+    as_command,
     options,
 )
+from volpatch.core.declared import table
 from volpatch.core.errors import (
     FunctionError,
     IncompleteError,
@@ -48,9 +42,12 @@ from volpatch.core.errors import (
     VolpatchError,
     traceback_text,
 )
+from volpatch.core.options import Conduct, PlanOptions, RetryOptions, RunOptions, VolumeOptions
 
 if TYPE_CHECKING:
     from volpatch.functions.named import FunctionSpec
+    from volpatch.planning.plan import Plan
+    from volpatch.report.report import RunReport
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 # an interrupted run waits 5 s for calls of the user's function; what takes longer is cut off
@@ -105,10 +102,10 @@ def execute(args: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except VolpatchError as error:
-        _tell(str(error), _details(error))
+        _tell(as_command(str(error)), _details(error))
         return error.exit_code
     except MemoryError as error:
-        _tell(f"out of memory: {error or 'no more could be had'}; a lower memory_limit may help")
+        _tell(f"out of memory: {error or 'no more could be had'}; a lower --memory-limit may help")
         return FAILED
     except OSError as error:
         _tell(str(error))
@@ -308,8 +305,8 @@ def cli() -> None:
     epilog="\b\nExamples:\n  volpatch info scan.ome.zarr\n  volpatch info slices/ --format json",
 )
 @click.argument("path")
-@options(INFO, FORMAT)
-def info(path: str, level: int, series: int | str | None, form: str) -> None:
+@options(VolumeOptions, FORMAT)
+def info(path: str, form: str, **words: Any) -> None:
     """Say what the volume at PATH is; reads metadata only.
 
     A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices; a quoted pattern
@@ -318,7 +315,7 @@ def info(path: str, level: int, series: int | str | None, form: str) -> None:
     from volpatch.report.info import facts_of, info_text
     from volpatch.storage.open import open_source
 
-    source = open_source(path, level=level, series=series)
+    source = open_source(path, **_given(words))
     facts = facts_of(source)
     click.echo(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 
@@ -332,7 +329,7 @@ def info(path: str, level: int, series: int | str | None, form: str) -> None:
 )
 @click.argument("source")
 @click.argument("target", required=False)
-@options(FUNCTION, GRID, OUTPUT, SAVE, FORMAT, RESOURCES)
+@options(FUNCTION, PlanOptions, SAVE, FORMAT)
 def plan(source: str, target: str | None, save: str | None, form: str, **words: Any) -> None:
     """Lay out a run of SOURCE into TARGET: regions, patches, traffic, memory. Computes nothing.
 
@@ -341,13 +338,15 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
     from volpatch.planning import job
     from volpatch.running import api
 
-    level, func, finalize, options = _split(words)
+    func, finalize = _functions(words)
+    said: PlanOptions = _given(words)
     with _result_stream() as result:  # a function's file may print while it is imported
-        planned = api.plan(source, target, level=level, func=func, finalize=finalize, **options)
+        planned = api.plan(source, target, func=func, finalize=finalize, **said)
         if save is not None:
             job.save(planned, save)
-        text = json.dumps(job.to_json(planned), indent=2) if form == "json" else planned.explain()
-        result.tell(text)
+        as_json = form == "json"
+        told = json.dumps(job.to_json(planned), indent=2) if as_json else planned.explain()
+        result.tell(told if as_json else as_command(told))
     if save is not None:
         click.echo(f"saved {save}", err=True)
 
@@ -363,7 +362,7 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
 )
 @click.argument("source")
 @click.argument("target", required=False)
-@options(FUNCTION, GRID, OUTPUT, HOW, DURABLE, FORMAT, PARTS, RESOURCES)
+@options(FUNCTION, RunOptions, FORMAT)
 def run(source: str, target: str | None, **words: Any) -> None:
     """Run a function over patches of SOURCE and blend the results into TARGET, an OME-Zarr.
 
@@ -372,26 +371,25 @@ def run(source: str, target: str | None, **words: Any) -> None:
     number of parts, on machines that share the disk.
     The plan comes first, the report last; its last line begins with `complete`.
     """
-    how = {name: words.pop(name) for name in _RUNNING}
     as_json = words.pop("form") == "json"
-    call = _job_call(source, target) if source.endswith(".json") else None
-    call = call or _run_call(source, target, words)
-    _show(as_json, lambda announce: call(announce=announce, **how))
+    of = _job_call if source.endswith(".json") else _run_call
+    _show(as_json, of(source, target, words))
 
 
-def _show(as_json: bool, call: Callable[[Callable[[Any], None]], Any]) -> None:
+def _show(as_json: bool, call: Callable[[Callable[[Plan], None]], RunReport]) -> None:
     """Print the plan and then the report of a run."""
     with _result_stream() as result:
 
-        def announce(plan: Any) -> None:
+        def announce(plan: Plan) -> None:
             if as_json:
                 with suppress(OSError):
-                    print(plan, file=sys.stderr, flush=True)
+                    print(as_command(str(plan)), file=sys.stderr, flush=True)
             else:
-                result.tell(str(plan))
+                result.tell(as_command(str(plan)))
 
         report = call(announce)
-        result.tell(json.dumps(report.to_json(), indent=2) if as_json else str(report))
+        told = json.dumps(report.to_json(), indent=2) if as_json else as_command(str(report))
+        result.tell(told)
 
 
 @cli.command(
@@ -399,7 +397,7 @@ def _show(as_json: bool, call: Callable[[Callable[[Any], None]], Any]) -> None:
     epilog="\b\nExamples:\n  volpatch demo\n  volpatch demo ~/volpatch-demo --overwrite",
 )
 @click.argument("folder", default="volpatch-demo")
-@options(HOW)
+@options(Row.of(Conduct, "overwrite", "progress"))
 def demo(folder: str, overwrite: bool, progress: str) -> None:
     """Make a noisy specimen bigger than the memory allowed, denoise it, and say what to look at.
 
@@ -419,25 +417,31 @@ def guide(name: str | None) -> None:
     guides.show(name)
 
 
-_RUNNING = ("overwrite", "durability", "progress", "part", "retries", "fail_fast")
+_RUNNING = tuple(name for name, option in table(Conduct).items() if option.shown is not None)
 
 
-def _run_call(source: str, target: str | None, words: dict[str, Any]) -> Callable[..., Any]:
+def _run_call(
+    source: str, target: str | None, words: dict[str, Any]
+) -> Callable[[Callable[[Plan], None]], RunReport]:
     if target is None:
         raise click.UsageError("Missing argument 'TARGET'.")
     if (words["apply"] is None) == (words["factory"] is None):
         raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
     from volpatch.running import api
 
-    level, func, finalize, options = _split(words)
+    func, finalize = _functions(words)
+    said: RunOptions = _given(words)
 
-    def call(**how: Any) -> Any:
-        return api.run(func, source, target, level=level, finalize=finalize, **options, **how)
+    def call(announce: Callable[[Plan], None]) -> RunReport:
+        said["announce"] = announce
+        return api.run(func, source, target, finalize=finalize, **said)
 
     return call
 
 
-def _job_call(path: str, target: str | None) -> Callable[..., Any]:
+def _job_call(
+    path: str, target: str | None, words: dict[str, Any]
+) -> Callable[[Callable[[Plan], None]], RunReport]:
     ctx = click.get_current_context()
     free = ("source", "target", "form", *_RUNNING)
     for param in ctx.command.params:
@@ -449,19 +453,26 @@ def _job_call(path: str, target: str | None) -> Callable[..., Any]:
             )
     from volpatch.running import api
 
-    def call(**how: Any) -> Any:
-        return api.run_job(path, target=target, **how)
+    said: Conduct = _given({name: words[name] for name in _RUNNING})
+
+    def call(announce: Callable[[Plan], None]) -> RunReport:
+        said["announce"] = announce
+        return api.run_job(path, target=target, **said)
 
     return call
 
 
-def _split(
-    words: dict[str, Any],
-) -> tuple[int, FunctionSpec | None, FunctionSpec | None, Any]:
-    """Level, function and finalize, and those of the other options that were given."""
+def _given(words: dict[str, Any]) -> Any:
+    """Those options that were given; the library has the defaults of the others."""
+    unsaid = (None, False, ())
+    return {n: v for n, v in words.items() if not any(v is nothing for nothing in unsaid)}
+
+
+def _functions(words: dict[str, Any]) -> tuple[FunctionSpec | None, FunctionSpec | None]:
+    """The function and finalize, taken out of what was given."""
     from volpatch.functions.named import FunctionSpec, parse_params
 
-    level, params = words.pop("level"), words.pop("params")
+    params = words.pop("params")
     apply, factory, finalize = (words.pop(name) for name in ("apply", "factory", "finalize"))
     if apply is not None and factory is not None:
         raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
@@ -472,7 +483,7 @@ def _split(
     if name is not None:
         func = FunctionSpec.parse(name, parse_params(params), factory=factory is not None)
     final = None if finalize is None else FunctionSpec.parse(finalize)
-    return level, func, final, {name: v for name, v in words.items() if v not in (None, ())}
+    return func, final
 
 
 # -- afterwards ----------------------------------------------------------------------------
@@ -524,7 +535,7 @@ def verify(target: str, deep: bool, form: str) -> int:
     "  volpatch retry out.ome.zarr --retries 2 --memory-limit 8GiB",
 )
 @click.argument("target")
-@options(DURABLE, FORMAT, FAILING, HERE)
+@options(RetryOptions, FORMAT)
 def retry(target: str, form: str, **words: Any) -> None:
     """Compute again what failed in TARGET, or is no longer as it was written; nothing else.
 
@@ -532,8 +543,13 @@ def retry(target: str, form: str, **words: Any) -> None:
     """
     from volpatch.running import api
 
-    how = {name: value for name, value in words.items() if value is not None}
-    _show(form == "json", lambda announce: api.retry(target, announce=announce, **how))
+    said: RetryOptions = _given(words)
+
+    def call(announce: Callable[[Plan], None]) -> RunReport:
+        said["announce"] = announce
+        return api.retry(target, **said)
+
+    _show(form == "json", call)
 
 
 @cli.command(epilog="\b\nExample:\n  volpatch commit out.ome.zarr")

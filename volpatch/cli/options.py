@@ -1,11 +1,21 @@
-"""The words of the command line: options, how they are read, how the help lists them."""
+"""The words of the command line: options, how they are read, how the help lists them.
+
+What Python takes too is declared in `volpatch.core.options`; only what is the command's own is
+declared here. Messages come in Python's spelling, and leave in that of the command.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NoReturn, TypeVar
 
 import click
+
+from volpatch.core.declared import table
+from volpatch.core.options import RunOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
@@ -65,18 +75,57 @@ class TopicOption(click.Option):
 class TopicCommand(click.Command):
     """A command whose help groups the options by topic."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; one that there is not is answered with the one that is meant."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            self._answer(ctx, error, given)
+
+    def _answer(self, ctx: click.Context, error: click.NoSuchOption, args: list[str]) -> NoReturn:
+        ours = {flag for param in self.params for flag in param.opts}
+        name = error.option_name.lstrip("-").replace("-", "_")
+        for known, option in table(RunOptions).items():
+            flag = option.command_name(known)
+            if name in option.synonyms and flag in ours:
+                said = f"No such option: {error.option_name}. It is called {flag} here."
+                raise click.UsageError(said, ctx) from None
+        if "--param" in ours and (_takes(args, name) or not error.possibilities):
+            said = (
+                f"No such option: {error.option_name}. If it is a parameter of the function, "
+                f"write --param {name}={_after(error.option_name, args) or 'VALUE'}"
+            )
+            raise click.UsageError(said, ctx) from None
+        raise error
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, topic by topic."""
-        topics: dict[str, list[tuple[str, str]]] = {}
+        topics: dict[str, list[tuple[str, str]]] = {topic: [] for topic in _TOPICS}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and isinstance(param, click.Option):
                 topics.setdefault(getattr(param, "topic", "Other"), []).append(record)
         for topic, records in topics.items():
-            with formatter.section(topic):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(topic):
+                    formatter.write_dl(records)
 
 
+def _after(word: str, args: Sequence[str]) -> str:
+    """What follows a word of a command line; "" where nothing does."""
+    return next((b for a, b in pairwise(args) if a == word), "")
+
+
+def _takes(args: Sequence[str], name: str) -> bool:
+    """Whether the ready-made operation that is applied has a parameter of this name."""
+    from volpatch.functions.registry import OPERATIONS
+
+    operation = OPERATIONS.get(_after("--apply", args))
+    return operation is not None and name in operation.parameters
+
+
+_TOPICS = ("Function", "Patches", "Skipping", "Volume", "Output", "Failures", "Resources")
 # how a value is read, by the way it is shown in the help
 _TYPES: dict[str, Any] = {
     "N": int,
@@ -87,156 +136,162 @@ _TYPES: dict[str, Any] = {
     "AXIS": _axis,
     "N|all": _series,
 }
-# of resources, those that may be other ones when a run goes on
-_HERE = ("--memory-limit", "--workers", "--backend")
-OptionTable = dict[str, list[tuple[str, str, str]]]
-FUNCTION: OptionTable = {
-    "Function": [
-        (
-            "--apply",
-            "NAME",
-            "identity, gaussian, median, normalize, package.module:function or file.py:function.",
-        ),
-        ("--factory", "NAME", "Instead: called once per worker process, returns the function."),
-        ("--param*", "KEY=VALUE", "Argument of either, as JSON: sigma=1.5, size=[1,3,3]."),
-        ("--finalize", "NAME", "Runs on blended blocks before they are written (threshold, …)."),
-        ("--batch-size", "N", "Patches per call, in a leading axis.  [one, without that axis]"),
-        ("--channel-axis", "AXIS", "Axis handed whole to the function, such as c."),
-        (
-            "--input-dtype",
-            "DTYPE",
-            "Given to it; must hold all.  [the source's]",
-        ),
-        ("--out-channels", "N", "Channels that it returns.  [a trial call tells]"),
-        ("--func-version", "TEXT", "Of the function: compared in place of its code."),
-        ("--depends-on*", "FILE", "That it reads, such as weights: another content, another run."),
-    ]
-}
-GRID: OptionTable = {
-    "Patches": [
-        ("--patch", "N[,N…]", "Size in voxels, 64 or 64,128,128.  [64]"),
-        ("--overlap", "N|N%[,…]", "What neighbours share: 32, 50%, 0.5, or per axis.  [50%]"),
-        ("--stride", "N[,N…]", "Instead: distance between patch starts."),
-        (
-            "--window",
-            "NAME[,NAME…]",
-            "hann, triangle, gaussian, gaussian:SIGMA, constant; crop for labels.  [hann]",
-        ),
-        ("--edge", "NAME[,NAME…]", "The last patch: shift it back, pad it, or drop it.  [shift]"),
-        ("--offset", "N[,N…]", "Where the first patch starts.  [0]"),
-        ("--fill-value", "X", "Value of voxels that no patch reaches."),
-        ("--pad-mode", "MODE", "With pad: reflect, symmetric, edge, constant.  [reflect]"),
-        ("--pad-value", "X", "With --pad-mode constant.  [0]"),
-        (
-            "--nan-policy",
-            "propagate|omit|raise",
-            "What a NaN in a result does.  [propagate]",
-        ),
-        ("--reduce", "mean|sum|max|min", "Of all values at a voxel; mean blends.  [mean]"),
-    ],
-    "Skipping": [
-        ("--mask", "PATH", "Skip patches where this volume, maybe coarser, is 0."),
-        ("--mask-factor", "N[,N…]", "Voxels of a cell of the mask.  [the plan tells]"),
-        ("--skip-below", "X", "Skip patches whose largest value is below X."),
-    ],
-    "Volume": [
-        ("--roi", "RANGES", "Part of the result: 0:64,:,100:612 or z=0:64,c=DAPI."),
-        ("--level", "N", "Resolution, if several; 0 is the finest.  [0]"),
-        ("--series", "N|all", "Image of a TIFF, if several; all: those alike as one stack."),
-        (
-            "--missing",
-            "auto|fill|error",
-            "A chunk that is not stored: its fill value, or an error.  [error if volpatch made it]",
-        ),
-        ("--fingerprint", "sample|full", "Look at 1,000 of its files, or at all.  [sample]"),
-    ],
-}
-OUTPUT: OptionTable = {
-    "Output": [
-        ("--dtype", "DTYPE", "Of the output; values are rounded and clipped to it."),
-        ("--chunks", "N[,N…]", "Of the output.  [the source's if handy, else 64,128,128]"),
-        ("--shards", "N[,N…]", "Of the output, multiples of its chunks.  [none]"),
-        ("--codec", "NAME", "zstd, zstd:LEVEL, lz4 or none.  [zstd]"),
-    ]
-}
-RESOURCES: OptionTable = {
-    "Resources": [
-        ("--memory-limit", "SIZE", "Of all workers together, as 2GiB.  [half of what is free]"),
-        ("--func-memory", "SIZE", "Of one call of the function.  [a trial call is measured]"),
-        ("--workers", "N", "How many regions are computed at a time.  [one per core]"),
-        ("--backend", "threads|processes", "processes for what holds Python's lock.  [threads]"),
-        ("--concurrent-calls", "N", "Per process.  [1 with --factory]"),
-        ("--region", "N[,N…]", "Extent of one task, in voxels.  [chosen]"),
-    ]
-}
-_FAILING = [
-    ("--retries", "N", "Tries of a region after its first failure.  [0]"),
-    ("--fail-fast", "", "End at the first failure; else all other regions are computed first."),
-]
-FAILING: OptionTable = {"Failures": _FAILING}
-PARTS: OptionTable = {
-    "Failures": [
-        *_FAILING,
-        ("--part", "I/N", "Every N-th region, from I (from 0) on; the last part publishes."),
-    ]
-}
-HERE: OptionTable = {
-    "Resources": [row for row in RESOURCES["Resources"] if row[0] in _HERE],
-    "Output": [("--progress", "auto|bar|log|none", "How far the run is, on stderr.  [auto]")],
-}
-STATUS_FORMAT: OptionTable = {
-    "Output": [("--format", "text|json|ids", "ids: regions that are left, as 0,3-5.  [text]")]
-}
-INFO: OptionTable = {"Volume": [row for row in GRID["Volume"] if row[0] in ("--level", "--series")]}
-SAVE: OptionTable = {"Output": [("--save", "FILE", "Save as a job that `run` repeats exactly.")]}
-HOW: OptionTable = {
-    "Output": [
-        ("--overwrite", "", "Start over; an earlier output stays until the new one is complete."),
-        ("--progress", "auto|bar|log|none", "How far the run is, on stderr.  [auto]"),
-    ]
-}
-DURABLE: OptionTable = {
-    "Output": [("--durability", "full|process", "Survive a power cut, or our death only.  [full]")]
-}
-FORMAT: OptionTable = {
-    "Output": [("--format", "text|json", "How the result is printed on stdout.  [text]")]
-}
-_NAMES = {
-    "--format": ("--format", "form"),
-    "--param": ("--param", "params"),
-    "--skip-below": ("--skip-below", "skip"),
-}
-_DEFAULTS = {
-    "--overwrite": False,
-    "--fail-fast": False,
-    "--retries": 0,
-    "--level": 0,
-    "--progress": "auto",
-    "--durability": "full",
-    "--format": "text",
-}
+# on a terminal, or in the log of a batch job, a long run tells how far it is
+_DEFAULTS = {"progress": "auto"}
 
 
-def options(*tables: OptionTable) -> Callable[[_F], _F]:
-    """Give a command the options of these tables; a star behind a name means: repeatable."""
-    rows = [(topic, *row) for table in tables for topic, part in table.items() for row in part]
+@dataclass(frozen=True)
+class Row:
+    """One option of the command.
+
+    Attributes
+    ----------
+    flags : its names there, and last that of its argument in Python where it is another one.
+    shown : how a value is written; "" for a flag.
+    """
+
+    topic: str
+    flags: tuple[str, ...]
+    shown: str
+    text: str
+    default: Any = None
+    many: bool = False
+
+    @classmethod
+    def of(cls, known: type, *names: str) -> Iterator[Row]:
+        """Those that a class of options declares, or some of them."""
+        for name, option in table(known).items():
+            if option.shown is None or (names and name not in names):
+                continue
+            absence = _DEFAULTS.get(name, option.absence)
+            yield cls(
+                option.topic,
+                (option.command_name(name), name),
+                option.shown,
+                as_command(option.help) + (f"  [{absence}]" if absence else ""),
+                _DEFAULTS.get(name, None if option.shown else False),  # else the library's
+                option.many,
+            )
+
+    @property
+    def kind(self) -> Any:
+        """How a value is read."""
+        if "|" in self.shown and self.shown not in _TYPES:
+            return click.Choice(self.shown.split("|"))
+        return _TYPES.get(self.shown)
+
+    def __call__(self, function: _F) -> _F:
+        """Give a command this option."""
+        return click.option(
+            *self.flags,
+            cls=TopicOption,
+            topic=self.topic,
+            type=self.kind,
+            metavar=None if isinstance(self.kind, click.Choice) else self.shown or None,
+            is_flag=not self.shown,
+            multiple=self.many,
+            default=self.default,
+            help=self.text,
+        )(function)
+
+
+FUNCTION = (
+    Row(
+        "Function",
+        ("--apply",),
+        "NAME",
+        "identity, gaussian, median, normalize, package.module:function or file.py:function.",
+    ),
+    Row(
+        "Function",
+        ("--factory",),
+        "NAME",
+        "Instead: called once per worker process, returns the function.",
+    ),
+    Row(
+        "Function",
+        ("--param", "params"),
+        "KEY=VALUE",
+        "Argument of either, as JSON: sigma=1.5, size=[1,3,3].",
+        many=True,
+    ),
+    Row(
+        "Function",
+        ("--finalize",),
+        "NAME",
+        "Runs on blended blocks before they are written (threshold, …).",
+    ),
+)
+FORMAT = Row(
+    "Output",
+    ("--format", "form"),
+    "text|json",
+    "How the result is printed on stdout.  [text]",
+    "text",
+)
+STATUS_FORMAT = Row(
+    "Output",
+    ("--format", "form"),
+    "text|json|ids",
+    "ids: regions that are left, as 0,3-5.  [text]",
+    "text",
+)
+SAVE = Row("Output", ("-o", "--save"), "FILE", "Save as a job that `run` repeats exactly.")
+
+
+def options(*rows: type | Row | Iterable[Row]) -> Callable[[_F], _F]:
+    """Give a command the options that classes declare, and some of its own."""
+    every: list[Row] = []
+    for each in rows:
+        if isinstance(each, type):
+            every.extend(Row.of(each))
+        else:
+            every.extend([each] if isinstance(each, Row) else each)
 
     def decorate(function: _F) -> _F:
-        for topic, starred, shown, text in reversed(rows):
-            name = starred.removesuffix("*")
-            kind = click.Choice(shown.split("|")) if "|" in shown and shown.islower() else None
-            names = ("-o", name) if name == "--save" else _NAMES.get(name, (name,))
-            function = click.option(
-                *names,
-                cls=TopicOption,
-                topic=topic,
-                type=kind or _TYPES.get(shown),
-                metavar=shown if shown and kind is None else None,
-                is_flag=not shown,
-                multiple=starred.endswith("*"),
-                default=_DEFAULTS.get(name),
-                help=text,
-            )(function)
+        for row in reversed(every):
+            function = row(function)
         return function
 
     return decorate
+
+
+# -- spelling ------------------------------------------------------------------------------
+
+
+def _spelling() -> tuple[dict[str, str], re.Pattern[str], re.Pattern[str]]:
+    """Flags by name, and where names stand in a text: with a value, and by themselves."""
+    flags = {
+        name: option.command_name(name)
+        for name, option in table(RunOptions).items()
+        if option.shown is not None
+    }
+    outside = r"(?<![\w/.=-])"
+    value = r"'[^']*'|\"[^\"]*\"|\([^)]*\)|[^\s,;:)'\"]+"
+    said = re.compile(rf"{outside}({'|'.join(flags)})=({value})?")
+    # a name of one word is a word of English too
+    bare = [name for name in flags if "_" in name]
+    return flags, said, re.compile(rf"{outside}({'|'.join(bare)})(?![\w=/]|\.\w)")
+
+
+_FLAGS, _SAID, _BARE = _spelling()
+
+
+def as_command(text: str) -> str:
+    """A message that speaks of options as Python spells them, in the spelling of the command.
+
+    >>> as_command("choose window='crop', memory_limit='2GiB' or a smaller batch_size")
+    'choose --window crop, --memory-limit 2GiB or a smaller --batch-size'
+    >>> as_command("region=(64, 128) is asked for; start over with overwrite=True")
+    '--region 64,128 is asked for; start over with --overwrite'
+    """
+    return _BARE.sub(lambda found: _FLAGS[found[1]], _SAID.sub(_with_flag, text))
+
+
+def _with_flag(found: re.Match[str]) -> str:
+    flag, value = _FLAGS[found[1]], found[2] or ""
+    if value == "True":
+        return flag
+    if value.startswith("("):
+        value = value[1:-1].replace(" ", "").rstrip(",")
+    return f"{flag} {value.strip(chr(39) + chr(34))}".rstrip()

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import PAD_MODES, PatchGrid
+from volpatch.core.grid import PatchGrid
+from volpatch.core.options import check_choice
 from volpatch.core.window import Window, check_window
 
 # visits of a voxel x magnitude of a value that float32 sums still round right for whole numbers
@@ -31,8 +32,6 @@ TABLE_BYTES = 2**19
 FINALIZE_PLANES = 8
 
 DType = np.dtype[Any]
-REDUCTIONS = ("mean", "sum", "max", "min")
-NAN_POLICIES = ("propagate", "omit", "raise")
 
 
 def rows_at_once(patch: int) -> int:
@@ -162,11 +161,9 @@ class Recipe:
             object.__setattr__(self, name, plain_number(getattr(self, name)))
         if self.batch_size is not None and self.batch_size < 1:
             raise SettingError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.pad_mode not in PAD_MODES:
-            raise SettingError(
-                f"pad_mode must be one of {', '.join(PAD_MODES)}; got {self.pad_mode!r}"
-            )
-        self._check_rules()
+        for name in ("pad_mode", "reduce", "nan_policy"):
+            check_choice(name, getattr(self, name))
+        self._check_reduction()
         if self.averages:
             for axis, window in zip(self.grid.axes, self.windows, strict=True):
                 check_window(axis, window)
@@ -185,15 +182,7 @@ class Recipe:
         if self.result_dtype is not None:
             self._check_labels(self.result_dtype)
 
-    def _check_rules(self) -> None:
-        if self.reduce not in REDUCTIONS:
-            raise SettingError(
-                f"reduce must be one of {', '.join(REDUCTIONS)}; got {self.reduce!r}"
-            )
-        if self.nan_policy not in NAN_POLICIES:
-            raise SettingError(
-                f"nan_policy must be one of {', '.join(NAN_POLICIES)}; got {self.nan_policy!r}"
-            )
+    def _check_reduction(self) -> None:
         if self.reduce != "mean" and any(w != "constant" for w in self.windows):
             raise SettingError(
                 f"reduce={self.reduce!r} weighs all values alike; leave window out, or say "

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from volpatch.core.axes import Layout
+from volpatch.core.declared import completed
 from volpatch.core.grid import PatchGrid
-from volpatch.core.options import BlendOptions, Sizes, check_names
+from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import by_axis, whole_counts
 from volpatch.core.recipe import Recipe, check_dtype
 from volpatch.core.window import windows_per_axis
+
+DEFAULT_PATCH = 64
+
+
+def patch_or_default(patch: Sizes | None, layout: Layout) -> Sizes:
+    """The patch that was asked for; 64 voxels, or the axis where it is shorter, without one."""
+    if patch is not None:
+        return patch
+    return tuple(max(1, min(DEFAULT_PATCH, n)) for n in layout.patched_shape)
 
 
 def make_grid(
@@ -38,33 +48,25 @@ def make_recipe(
     **options: Unpack[BlendOptions],
 ) -> Recipe:
     """The recipe that the user's words for one volume amount to."""
-    check_names(options, BlendOptions)
+    said = completed(options, BlendOptions)
     dims = layout.patched_dims
-    grid = make_grid(
-        layout,
-        patch,
-        options.get("stride"),
-        options.get("overlap"),
-        options.get("edge"),
-        options.get("offset"),
-    )
+    grid = make_grid(layout, patch, said["stride"], said["overlap"], said["edge"], said["offset"])
     source = check_dtype(source_dtype, "the source's dtype")
-    dtype, input_dtype = options.get("dtype"), options.get("input_dtype")
-    reduce, window = options.get("reduce", "mean"), options.get("window")
+    dtype, input_dtype, reduce = said["dtype"], said["input_dtype"], said["reduce"]
     return Recipe(
         grid,
-        windows_per_axis(by_axis(window, dims, "window"), grid.ndim, reduce),
+        windows_per_axis(by_axis(said["window"], dims, "window"), grid.ndim, reduce),
         source,
         source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
         channels_in=None if layout.channel is None else roi_shape[layout.channel],
-        batch_size=whole_counts(options.get("batch_size"), None, "batch_size"),
-        channels_out=whole_counts(options.get("out_channels"), None, "out_channels"),
+        batch_size=whole_counts(said["batch_size"], None, "batch_size"),
+        channels_out=whole_counts(said["out_channels"], None, "out_channels"),
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
         finalizes=finalizes,
-        fill_value=options.get("fill_value"),
-        pad_mode=options.get("pad_mode", "reflect"),
-        pad_value=options.get("pad_value", 0),
+        fill_value=said["fill_value"],
+        pad_mode=said["pad_mode"],
+        pad_value=said["pad_value"],
         reduce=reduce,
-        nan_policy=options.get("nan_policy", "propagate"),
-        holes=options.get("mask") is not None or options.get("skip") is not None,
+        nan_policy=said["nan_policy"],
+        holes=said["mask"] is not None or said["skip"] is not None,
     )

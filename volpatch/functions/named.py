@@ -172,6 +172,33 @@ class FunctionSpec:
         return functools.partial(found, **parameters) if parameters else found
 
 
+Func = Callable[..., Any] | FunctionSpec  # as it is kept: an object, or a name
+Function = Func | str  # as it is given
+
+
+def by_name(function: Function | None) -> Func | None:
+    """What a user gave for a function, a text being the name of one."""
+    return FunctionSpec.parse(function) if isinstance(function, str) else function
+
+
+def loaded(function: Func | None) -> Callable[..., Any]:
+    """The function itself; one that has only a name is imported, or made by its factory."""
+    if function is None:
+        raise SettingError("there is no function to apply")
+    return function.load() if isinstance(function, FunctionSpec) else function
+
+
+def operation_dtype(function: Func | None, source: Any) -> Any:
+    """The dtype that a ready-made operation gives for that of a volume; None of others.
+
+    They are intensity operations, and most give back what they are given.
+    """
+    operation = function.operation if isinstance(function, FunctionSpec) else None
+    if operation is None:
+        return None
+    return source if operation.dtype == "source" else operation.dtype
+
+
 def parse_params(words: Sequence[str]) -> dict[str, object]:
     """Read `NAME=VALUE` words; a value is JSON, and a bare word is text.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +12,19 @@ from typing import Any
 
 from volpatch.core import resources as machine
 from volpatch.core.axes import CHANNELS, SPATIAL, Layout, write_units
+from volpatch.core.declared import part_of
 from volpatch.core.errors import GridError, SettingError, SourceError
 from volpatch.core.grid import per_axis, whole_number
-from volpatch.core.options import BlendOptions, JobOptions, Sizes, check_names
+from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
-from volpatch.core.words import make_recipe
-from volpatch.functions.named import FunctionSpec
+from volpatch.core.words import make_recipe, patch_or_default
+from volpatch.functions.named import Func, FunctionSpec, operation_dtype
 from volpatch.planning.fit import fit
 from volpatch.planning.masks import places_of, skips_of
-from volpatch.planning.plan import BACKENDS, Plan, Volume, held_before
+from volpatch.planning.plan import Plan, Volume, held_before
 from volpatch.storage.open import missing_of, open_source, source_of, with_missing
 from volpatch.storage.output import TargetSpec
 from volpatch.storage.volume import Source
-
-Function = Callable[..., Any] | FunctionSpec | str
-DEFAULT_PATCH = 64
 
 
 def as_source(
@@ -53,48 +51,38 @@ def as_source(
     return with_missing(found, missing)
 
 
-def named(function: Function | None) -> Callable[..., Any] | FunctionSpec | None:
-    return FunctionSpec.parse(function) if isinstance(function, str) else function
-
-
-def _patch_or_default(patch: Sizes | None, source: Source) -> Sizes:
-    if patch is not None:
-        return patch
-    layout = Layout.of(source.dims, source.shape, DEFAULT_PATCH)
-    return tuple(min(DEFAULT_PATCH, n) for n in layout.patched_shape)
-
-
 def make_draft(
     source: Source,
     target: str | os.PathLike[str] | None,
-    function: Any,
-    finalize: Any,
+    func: Func | None,
+    finalize: Func | None,
     options: JobOptions,
 ) -> Plan:
-    """The plan as far as the user's words make it; regions are still to be chosen."""
-    check_names(options, JobOptions)
-    patch = _patch_or_default(options.get("patch"), source)
-    layout = Layout.of(source.dims, source.shape, patch, options.get("channel_axis"))
+    """The plan as far as the user's words make it; regions are still to be chosen.
+
+    Parameters
+    ----------
+    options : whole, see `volpatch.core.options.completed`.
+    """
+    layout = Layout.of(source.dims, source.shape, options["patch"], options["channel_axis"])
+    patch = patch_or_default(options["patch"], layout)
     names = {CHANNELS: source.channel_names} if source.channel_names else None
-    roi = parse_roi(options.get("roi"), source.dims, source.shape, names)
-    blend: Any = {k: v for k, v in options.items() if k in BlendOptions.__annotations__}
-    if blend.get("dtype") is None:
-        blend["dtype"] = _operation_dtype(function, source)
+    roi = parse_roi(options["roi"], source.dims, source.shape, names)
+    blend = part_of(options, BlendOptions)
+    if blend["dtype"] is None:
+        blend["dtype"] = operation_dtype(func, source.dtype)
     recipe = make_recipe(
         layout, roi.shape, source.dtype, patch, finalizes=finalize is not None, **blend
     )
-    backend = options.get("backend", "threads")
-    if backend not in BACKENDS:
-        raise SettingError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    memory, func_memory = options.get("memory_limit"), options.get("func_memory")
+    memory, func_memory = options["memory_limit"], options["func_memory"]
     box = [roi.shape[i] for i in layout.patched]
     chunks, shards = write_units(
         layout.patched_dims,
         box,
         layout.pick(source.chunks, layout.patched),
         recipe.out_dtype.itemsize,
-        chunks=options.get("chunks"),
-        shards=options.get("shards"),
+        chunks=options["chunks"],
+        shards=options["shards"],
     )
     volume = Volume(
         source.path,
@@ -118,18 +106,16 @@ def make_draft(
         shards=shards,
         region=tuple(shards or chunks),
         read_layer=1,
-        workers=whole_counts(options.get("workers"), machine.processors(), "workers"),
-        backend=backend,
+        workers=whole_counts(options["workers"], machine.processors(), "workers"),
+        backend=options["backend"],
         memory_limit=machine.default_memory_limit() if memory is None else parse_bytes(memory),
         func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
-        concurrent_calls=whole_counts(options.get("concurrent_calls"), None, "concurrent_calls"),
+        concurrent_calls=whole_counts(options["concurrent_calls"], None, "concurrent_calls"),
         free_disk=_free_disk(target),
         held=held_before(machine.resident_bytes()),
-        words={
-            "options": {**options, "missing": missing_of(source)},
-            "function": function,
-            "finalize": finalize,
-        },
+        options={**options, "missing": missing_of(source)},
+        func=func,
+        finalize=finalize,
     )
     holes = skips_of(options, layout, places_of(source, layout.patched_dims))
     if holes is not None:
@@ -138,27 +124,18 @@ def make_draft(
     return draft
 
 
-def _operation_dtype(function: Any, source: Source) -> Any:
-    """Ready-made operations are intensity operations: they give back the source's dtype."""
-    operation = function.operation if isinstance(function, FunctionSpec) else None
-    if operation is None:
-        return None
-    return source.dtype if operation.dtype == "source" else operation.dtype
-
-
 def fitted(draft: Plan, region: Sequence[int] | None = None) -> Plan:
     """The draft with its regions chosen; `region` fixes them, else what the user said."""
-    options = draft.words["options"]
     return fit(
         draft,
         region=asked_region(draft) if region is None else region,
-        fewer_workers=options.get("workers") is None,
+        fewer_workers=draft.options["workers"] is None,
     )
 
 
 def asked_region(draft: Plan) -> tuple[int, ...] | None:
     """The extent of a region that the user asked for, in voxels along the patched axes."""
-    region, dims = draft.words["options"].get("region"), draft.layout.patched_dims
+    region, dims = draft.options["region"], draft.layout.patched_dims
     if region is None:
         return None
     edges = per_axis(by_axis(region, dims, "region"), len(dims), "region")
@@ -197,14 +174,14 @@ def target_spec(plan: Plan, source: Source) -> TargetSpec:
         dims=per_dim(source.dims, CHANNELS),
         chunks=pieces(plan.chunks),
         shards=None if plan.shards is None else pieces(plan.shards),
-        codec=plan.words["options"].get("codec", "zstd"),
+        codec=plan.options["codec"],
         name=source.name,
         spacing=per_dim(source.spacing, 1.0),
         origin=per_dim(origin, 0.0),
         units=per_dim(source.units, None),
         attributes={
             "source": source.name,
-            "function": _name_of(plan.words.get("function")),
+            "function": _name_of(plan.func),
             "patch": list(grid.patch),
             "stride": list(grid.stride),
             "window": [w if isinstance(w, str) else _name_of(w) for w in plan.recipe.windows],

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from volpatch.compute.skip import Skips
+from volpatch.core.declared import table
 from volpatch.core.errors import SettingError
+from volpatch.core.options import JobOptions
 from volpatch.core.window import Window, sample
 from volpatch.functions.named import FunctionSpec
 from volpatch.planning.carried import Walk, carried_by, named_words
@@ -57,7 +59,7 @@ class Carried:
     contents: dict[str, Any]
 
     @classmethod
-    def of(cls, functions: Mapping[str, Any], options: Mapping[str, Any]) -> Carried:
+    def of(cls, functions: Mapping[str, Any], options: JobOptions) -> Carried:
         """Take them.
 
         Parameters
@@ -73,7 +75,7 @@ class Carried:
             else named_words(function)
             for name, function in functions.items()
         }
-        looked_into = {} if options.get("func_version") is not None else functions
+        looked_into = {} if options["func_version"] is not None else functions
         held = {
             # held, as its file may be another one when it is looked at again
             name: function.named() if isinstance(function, FunctionSpec) else function
@@ -98,9 +100,9 @@ def _contents(functions: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, 
     return {name: words for name, (words, _) in found.items()}, places
 
 
-def depends_of(options: Mapping[str, Any]) -> list[str]:
+def depends_of(options: JobOptions) -> list[str]:
     """Absolute paths of the files that the function reads, in the order given."""
-    given = options.get("depends_on") or ()
+    given = options["depends_on"] or ()
     if isinstance(given, str | os.PathLike):
         raise SettingError(
             f"depends_on must be a list of paths, also of one; write [{os.fspath(given)!r}]"
@@ -126,8 +128,9 @@ def identity(
     holes : what skips patches.
     source : the `fingerprint` of the input.
     """
-    recipe, grid, options = plan.recipe, plan.recipe.grid, plan.words["options"]
+    recipe, grid = plan.recipe, plan.recipe.grid
     found = {
+        **_as_they_are(plan.options),
         "blending": BLENDING_VERSION,
         "source": source,
         "grid": grid.to_json(),
@@ -138,19 +141,18 @@ def identity(
         "channel_axis": plan.layout.channel,
         "patched": list(plan.layout.patched_dims),
         "batches": recipe.batch_size is not None,
-        "fill_value": _number(recipe.fill_value),
-        "pad_mode": recipe.pad_mode,
-        "pad_value": _number(recipe.pad_value),
-        "reduce": recipe.reduce,
-        "nan_policy": recipe.nan_policy,
         "mask": None if holes is None else _mask(holes),
         **carried.words,
-        "func_version": options.get("func_version"),
         "depends_on": carried.files,
-        "missing": options.get("missing", "auto"),
         "output": spec.to_json(),
     }
     return dict(json.loads(json.dumps(found)))
+
+
+def _as_they_are(options: JobOptions) -> dict[str, Any]:
+    """Those options that decide bytes by what they are, and by nothing that is made of them."""
+    names = [name for name, option in table(JobOptions).items() if option.decides == name]
+    return {name: _number(options.get(name)) for name in names}
 
 
 def _window(window: Window, patch: int) -> Any:
@@ -170,9 +172,11 @@ def _mask(holes: Skips) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """A number as text, 2 and 2.0 alike: they make the same bytes."""
+    """A number as text, 2 and 2.0 alike: they make the same bytes. What is none as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
     whole = isinstance(value, float) and value.is_integer() and math.copysign(1, value) == 1
-    return None if value is None else repr(int(value) if whole else value)
+    return repr(int(value) if whole else value)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from volpatch.core.errors import SettingError, SourceError
+from volpatch.core.errors import SourceError
+from volpatch.core.options import check_choice
 from volpatch.planning.plan import Plan, needed
 from volpatch.storage.ledger import digest
 from volpatch.storage.volume import Source
 
-FINGERPRINTS = ("sample", "full")
 MOST_OBJECTS = 1000
 Looks = list[list[int] | None]  # size and time of change of files; None for one that is absent
 
@@ -41,8 +41,7 @@ def fingerprint(source: Source, how: str = "sample") -> tuple[dict[str, Any], Lo
     looks : list
         Size and time of change of each file that was looked at; see `watched`.
     """
-    if how not in FINGERPRINTS:
-        raise SettingError(f"fingerprint must be one of {', '.join(FINGERPRINTS)}; got {how!r}")
+    check_choice("fingerprint", how)
     metadata = hashlib.sha256()
     try:
         for path in source.reader.metadata_files:

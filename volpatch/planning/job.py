@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from volpatch.core.declared import check_names
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import per_axis
-from volpatch.core.options import JobOptions, check_names
+from volpatch.core.options import JobOptions
 from volpatch.functions.named import FunctionSpec
 from volpatch.planning.identity import depends_of
 from volpatch.planning.plan import Plan
@@ -54,39 +55,26 @@ def to_json(plan: Plan) -> dict[str, Any]:
         if not isinstance(window, str):
             raise SettingError("a plan with a window function cannot be saved; name a window")
     bounds = zip(layout.dims, plan.roi.start, plan.roi.stop, strict=True)
-    options: JobOptions = {
+    settled: JobOptions = {
         "patch": named(grid.patch),
         "stride": named(grid.stride),
         "edge": named(grid.edge),  # type: ignore[typeddict-item]
         "offset": named(grid.offset) or 0,
         "window": named(recipe.windows) or "hann",
-        "batch_size": recipe.batch_size,
         "dtype": None if recipe.dtype is None else str(recipe.dtype),
-        "out_channels": plan.words["options"].get("out_channels"),
         "input_dtype": str(recipe.input_dtype),
-        "fill_value": recipe.fill_value,
-        "pad_mode": recipe.pad_mode,
-        "pad_value": recipe.pad_value,
         "mask": _json_option(plan, "mask", str),
         "mask_factor": _factor(plan),
         "skip": _json_option(plan, "skip", (int, float)),
-        "nan_policy": recipe.nan_policy,
-        "reduce": recipe.reduce,
         "channel_axis": None if layout.channel is None else layout.dims[layout.channel],
-        "missing": plan.words["options"].get("missing", "auto"),
         "roi": ",".join(f"{d}={a}:{b}" for d, a, b in bounds),
         "chunks": named(plan.chunks),
         "shards": named(plan.shards),
-        "codec": plan.words["options"].get("codec", "zstd"),
         "region": named(plan.region),
         "memory_limit": plan.memory_limit,
         "func_memory": plan.func_memory or None,  # a trial may measure 0, which is no setting
         "workers": plan.workers,
-        "backend": plan.backend,
-        "concurrent_calls": plan.concurrent_calls,
-        "func_version": plan.words["options"].get("func_version"),
-        "depends_on": depends_of(plan.words["options"]),
-        "fingerprint": plan.words["options"].get("fingerprint", "sample"),
+        "depends_on": depends_of(plan.options),
     }
     return {
         "volpatch_job": FORMAT,
@@ -96,15 +84,15 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "source_shape": list(plan.source.shape),
         "source_dtype": plan.source.dtype,
         "target": plan.target,
-        "function": _function_json(plan.words.get("function"), "func"),
-        "finalize": _function_json(plan.words.get("finalize"), "finalize"),
-        "options": options,
+        "function": _function_json(plan.func, "func"),
+        "finalize": _function_json(plan.finalize, "finalize"),
+        "options": {**plan.options, **settled, "overlap": None},
         "figures": plan.to_json(),
     }
 
 
 def _json_option(plan: Plan, name: str, kind: Any) -> Any:
-    value = plan.words["options"].get(name)
+    value = plan.options.get(name)
     if name == "mask" and isinstance(value, os.PathLike):
         value = os.fspath(value)
     if value is not None and not isinstance(value, kind):
@@ -115,7 +103,7 @@ def _json_option(plan: Plan, name: str, kind: Any) -> Any:
 
 
 def _factor(plan: Plan) -> Any:
-    factor = plan.words["options"].get("mask_factor")
+    factor = plan.options["mask_factor"]
     if factor is None or isinstance(factor, Mapping):
         return factor
     dims = plan.layout.patched_dims

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from volpatch.core.axes import Layout
 from volpatch.core.grid import AxisGrid, Box
 from volpatch.core.html import table_of_text
+from volpatch.core.options import JobOptions
 from volpatch.core.parse import printable, show_bytes
 from volpatch.core.recipe import FINALIZE_PLANES, Mode, Recipe, rows_at_once
+from volpatch.functions.named import Func
 
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20
@@ -41,7 +43,6 @@ FINALIZE_COPIES = 3
 ENCODE_COPIES = 3
 # until a trial has measured it, a function is taken to need this many times its batch
 FUNCTION_COPIES = 4
-BACKENDS = ("threads", "processes")
 # of the pieces of an axis that are walked over: sums over a longer period are estimates
 LONGEST_PERIOD = 2**14
 # of shares that are being made
@@ -197,7 +198,8 @@ class Plan:
     mask : how the cells of a mask lie on the volume.
     incomparable : what the functions carry that another process could not compare, so that
         it could not go on with the run.
-    words : the arguments that the plan was made of.
+    options : what the plan was made of, whole.
+    func, finalize : as objects or by name, where they were given.
     """
 
     source: Volume
@@ -220,7 +222,9 @@ class Plan:
     parent: int = 0
     mask: str | None = None
     incomparable: tuple[str, ...] = ()
-    words: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    options: JobOptions = field(default_factory=JobOptions, repr=False)
+    func: Func | None = field(default=None, repr=False)
+    finalize: Func | None = field(default=None, repr=False)
 
     # -- regions ---------------------------------------------------------------------
 

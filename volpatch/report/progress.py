@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from volpatch.core.errors import SettingError
+from volpatch.core.options import check_choice
 
-MODES = ("auto", "bar", "log", "none")
 BAR_SECONDS = 0.2
 LOG_SECONDS = 15.0
 WIDTH = 30
@@ -40,8 +39,7 @@ class Progress:
     done: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise SettingError(f"progress must be one of {', '.join(MODES)}; got {self.mode!r}")
+        check_choice("progress", self.mode)
         if self.mode == "auto":
             self.mode = "bar" if self.stream.isatty() else "log"
         self.begin = self.last = time.monotonic()

@@ -1,4 +1,4 @@
-"""What users call for volumes on disk: lay out a run, run it, go on with it, mend it."""
+"""What users call for volumes on disk: lay out a run, run it, go on with it, repair it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from volpatch.core.declared import completed, part_of, table, takes
 from volpatch.core.errors import SettingError, SourceError
-from volpatch.core.options import JobOptions, plain
+from volpatch.core.options import (
+    Conduct,
+    JobOptions,
+    PlanOptions,
+    Resources,
+    RetryOptions,
+    RunOptions,
+)
 from volpatch.core.parse import parse_part
-from volpatch.functions.named import FunctionSpec
+from volpatch.functions.named import Function, FunctionSpec, by_name
 from volpatch.planning import job as jobs
-from volpatch.planning.build import Function, as_source, fitted, make_draft, named
+from volpatch.planning.build import as_source, fitted, make_draft
 from volpatch.planning.gone import stand_in
 from volpatch.planning.identity import Carried
 from volpatch.planning.masks import places_of, skips_of
 from volpatch.planning.plan import Plan
-from volpatch.report.progress import Progress
 from volpatch.report.report import RunReport
 from volpatch.running.lifecycle import Request, execute, warn_of_incomparable
 from volpatch.running.repair import mend
@@ -26,39 +33,34 @@ from volpatch.running.status import find
 from volpatch.running.worker import Functions
 from volpatch.storage.endings import check_ending
 from volpatch.storage.output import WorkTree
-from volpatch.storage.stores.local import Durability, check_target
+from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
+@takes(PlanOptions)
 def plan(
     source: str | os.PathLike[str] | Source | xr.DataArray,
     target: str | os.PathLike[str] | None = None,
     *,
-    level: int = 0,
-    series: int | str | None = None,
     func: Function | None = None,
     finalize: Function | None = None,
-    **options: Unpack[JobOptions],
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Lay out a run without computing anything.
 
     Parameters
     ----------
     source : path, or what `open_volume` returned
-        The volume. `level` picks a resolution where there are several, `series` an image of
-        a TIFF file: its number, or "all" to stack those that are alike.
+        The volume.
     target : path, optional
         Where the output is to be.
     func, finalize : optional
         Never called; a ready-made operation's name tells the output's dtype, and named
         functions are saved with the plan.
     **options
-        patch (default 64, or the axis where it is shorter), stride or overlap, window,
-        edge, batch_size, dtype, out_channels, missing, roi, chunks, shards, codec, region,
-        memory_limit, func_memory, workers, backend, …: see `volpatch.core.options`.
 
     Returns
     -------
@@ -74,34 +76,27 @@ def plan(
     """
     if target is not None:
         check_ending(target)
-    options = plain(options)
-    volume = as_source(source, plain(level), options.get("missing", "auto"), plain(series))
-    functions = {"function": named(func), "finalize": named(finalize)}
-    draft = make_draft(volume, target, functions["function"], functions["finalize"], options)
+    said = completed(options, PlanOptions)
+    job = part_of(said, JobOptions)
+    volume = as_source(source, said["level"], said["missing"], said["series"])
+    function, final = by_name(func), by_name(finalize)
+    draft = make_draft(volume, target, function, final, job)
     places: tuple[str, ...] = ()
     with suppress(SettingError):  # of a function that is not on this machine the run will tell
-        carried = Carried.of({**functions, "skip": options.get("skip")}, options)
-        places = carried.incomparable
+        functions = {"function": function, "finalize": final, "skip": job["skip"]}
+        places = Carried.of(functions, job).incomparable
     return fitted(replace(draft, incomparable=places))
 
 
+@takes(RunOptions)
 def run(
     func: Function | None,
     source: str | os.PathLike[str] | Source | xr.DataArray,
     target: str | os.PathLike[str],
     *,
-    level: int = 0,
-    series: int | str | None = None,
     setup: Callable[[], Callable[..., Any]] | None = None,
     finalize: Function | None = None,
-    overwrite: bool = False,
-    part: str | tuple[int, int] | None = None,
-    retries: int = 0,
-    fail_fast: bool = False,
-    durability: Durability = "full",
-    progress: str = "none",
-    announce: Callable[[Plan], None] = warn_of_incomparable,
-    **options: Unpack[JobOptions],
+    **options: Unpack[RunOptions],
 ) -> RunReport:
     """Run a function over overlapping patches of a stored volume, into a stored volume.
 
@@ -114,33 +109,14 @@ def run(
     func : callable, name of a ready-made operation, "module:function", or None with `setup`
         As in `map_patches`.
     source : path, or what `open_volume` returned
-        The volume; `level` picks a resolution where there are several, `series` an image of
-        a TIFF file: its number, or "all" to stack those that are alike.
+        The volume.
     target : path
         The OME-Zarr to be made. It appears under its name when it is complete.
     setup : callable, optional
         Runs once per worker process and returns the function: load a model here.
     finalize : callable or name, optional
         Runs on blended blocks before they are rounded and written; pointwise.
-    overwrite : bool
-        Start over, also where an unfinished run could go on, and replace an earlier output of
-        volpatch once the new one is complete.
-    part : "i/n" or (int, int), optional
-        Compute every n-th region, from i (from 0) on. Any number of processes, on any
-        machines that share the disk, may do so at any time; the last one publishes.
-    retries : int
-        How often a region is tried again after the function failed on it.
-    fail_fast : bool
-        End at the first failure, instead of computing all other regions first.
-    durability : {"full", "process"}
-        What finished writes survive: a power cut, or only the death of the process.
-    progress : {"none", "auto", "bar", "log"}
-        How far the run is, told on stderr.
-    announce : callable, optional
-        Is given the final plan before the first region starts. Without it a warning tells
-        of a function that cannot be compared, so that no other process could go on.
     **options
-        As for `plan`.
 
     Returns
     -------
@@ -171,39 +147,18 @@ def run(
     """
     if (func is None) == (setup is None):
         raise SettingError("give one of func and setup: the function, or what makes it")
-    request = make_request(
-        func,
-        _present(source, level, options.get("missing", "auto"), series, target),
-        target,
-        level=level,
-        series=series,
-        setup=setup,
-        finalize=finalize,
-        overwrite=overwrite,
-        part=part,
-        retries=retries,
-        fail_fast=fail_fast,
-        durability=durability,
-        progress=progress,
-        announce=announce,
-        options=options,
-    )
+    said = completed(options, RunOptions)
+    request = make_request(func, _present(source, said, target), target, setup, finalize, said)
     check_ending(target)
     return execute(request)
 
 
-def _present(
-    source: Any,
-    level: int,
-    missing: str,
-    series: int | str | None,
-    target: str | os.PathLike[str],
-) -> Source:
+def _present(source: Any, said: RunOptions, target: str | os.PathLike[str]) -> Source:
     """The volume; where it is gone, and a complete output was made of it, what stands for it."""
     try:
-        return as_source(source, level, missing, series)
+        return as_source(source, said["level"], said["missing"], said["series"])
     except SourceError:
-        found = stand_in(source, level, series, target)
+        found = stand_in(source, said["level"], said["series"], target)
         if found is None:
             raise
         return found
@@ -211,53 +166,52 @@ def _present(
 
 def make_request(
     func: Function | None,
-    source: str | os.PathLike[str] | Source | xr.DataArray,
+    volume: Source,
     target: str | os.PathLike[str],
-    *,
-    level: int = 0,
-    series: int | str | None = None,
-    setup: Callable[[], Callable[..., Any]] | None = None,
-    finalize: Function | None = None,
-    part: str | tuple[int, int] | None = None,
-    retries: int = 0,
-    durability: Durability = "full",
-    options: JobOptions,
-    **more: Any,
+    setup: Callable[[], Callable[..., Any]] | None,
+    finalize: Function | None,
+    said: RunOptions,
 ) -> Request:
-    """What `run` was asked for, checked as far as it can be without computing anything."""
-    if durability not in ("full", "process"):
-        raise SettingError(f"durability must be 'full' or 'process'; got {durability!r}")
+    """What `run` was asked for, checked as far as it can be without computing anything.
+
+    Parameters
+    ----------
+    said : whole, see `volpatch.core.options.completed`.
+    """
+    retries = said["retries"]
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise SettingError(f"retries must be a whole number from 0 on; got {retries!r}")
-    Progress(0, more.get("progress", "none"))  # refuses a mode that there is not
-    options = plain(options)
-    volume = as_source(source, plain(level), options.get("missing", "auto"), plain(series))
     check_target(os.fspath(target), overwrite=True, source_path=volume.path, exists=False)
-    function, final = named(func), named(finalize)
+    function, final = by_name(func), by_name(finalize)
     for spec in (function, final):
         if isinstance(spec, FunctionSpec):
             spec.check()
-    draft = make_draft(volume, target, function, final, options)
-    holes = skips_of(options, draft.layout, places_of(volume, draft.layout.patched_dims))
-    functions = {"function": function, "setup": setup, "finalize": final}
-    carried = Carried.of({**functions, "skip": options.get("skip")}, options)
+    job, overwrite = part_of(said, JobOptions), said["overwrite"]
+    draft = make_draft(volume, target, function, final, job)
+    holes = skips_of(job, draft.layout, places_of(volume, draft.layout.patched_dims))
+    functions = {"function": function, "setup": setup, "finalize": final, "skip": job["skip"]}
+    carried = Carried.of(functions, job)
     return Request(
         replace(draft, incomparable=carried.incomparable),
         Functions(function, setup, final, draft.concurrent_calls, holes),
         volume,
-        WorkTree(os.fspath(target), durability=durability, overwrite=more.get("overwrite", False)),
+        WorkTree(os.fspath(target), durability=said["durability"], overwrite=overwrite),
         carried,
-        part=parse_part(part),
+        overwrite=overwrite,
+        part=parse_part(said["part"]),
         retries=retries,
-        **more,
+        fail_fast=said["fail_fast"],
+        progress=said["progress"],
+        announce=said["announce"] or warn_of_incomparable,
     )
 
 
+@takes(Conduct)
 def run_job(
     job: Mapping[str, Any] | str | os.PathLike[str],
     *,
     target: str | os.PathLike[str] | None = None,
-    **how: Any,
+    **options: Unpack[Conduct],
 ) -> RunReport:
     """Run a job that was saved; the source must still be what was planned for.
 
@@ -267,8 +221,12 @@ def run_job(
         What `volpatch plan -o` saved.
     target : path, optional
         Another place than the job names.
-    **how
-        overwrite, part, retries, fail_fast, durability, progress, announce: see `run`.
+    **options
+
+    Returns
+    -------
+    RunReport
+        As `run`, which raises what this does.
     """
     if isinstance(job, str | os.PathLike):
         job = jobs.load(job)
@@ -277,8 +235,8 @@ def run_job(
     place = target or job["target"]
     if place is None:
         raise SettingError("the job names no target; plan again with one")
-    missing = job["options"].get("missing", "auto")
-    source = _present(job["source"], job["level"], missing, job["series"], place)
+    said = completed({**_words_of(job), **options}, RunOptions)
+    source = _present(job["source"], said, place)
     planned = (tuple(job["source_shape"]), job["source_dtype"])
     if (source.shape, str(source.dtype)) != planned:
         raise SourceError(
@@ -287,26 +245,26 @@ def run_job(
         )
     if job["function"] is None:
         raise SettingError("the job names no function; plan again with --apply or --factory")
-    function: Function = FunctionSpec.from_json(job["function"])
+    function = FunctionSpec.from_json(job["function"])
     finalize = None if job["finalize"] is None else FunctionSpec.from_json(job["finalize"])
-    options: JobOptions = job["options"]
-    return run(
-        function,
-        source,
-        place,
-        finalize=finalize,
-        **how,
-        **options,
-    )
+    check_ending(place)
+    return execute(make_request(function, source, place, None, finalize, said))
 
 
+def _words_of(job: Mapping[str, Any]) -> RunOptions:
+    """What a job says, as `run` would be told."""
+    words = {**job["options"], "level": job["level"], "series": job["series"]}
+    return cast(RunOptions, words)
+
+
+@takes(RetryOptions)
 def retry(
     target: str | os.PathLike[str],
     func: Function | None = None,
     *,
     setup: Callable[[], Callable[..., Any]] | None = None,
     finalize: Function | None = None,
-    **how: Any,
+    **options: Unpack[RetryOptions],
 ) -> RunReport:
     """Compute again what failed in an output, or what is no longer as it was written.
 
@@ -316,9 +274,7 @@ def retry(
         What `run` was given; or a finished output, also under another name.
     func, setup, finalize : optional
         Those that the run was given, where they were objects; what has a name is known.
-    **how
-        retries, fail_fast, durability, progress, announce, workers, memory_limit, backend:
-        see `run`.
+    **options
 
     Returns
     -------
@@ -327,13 +283,14 @@ def retry(
     Raises
     ------
     TargetError
-        There is nothing to mend; or the function, the input or another thing is no longer
+        There is nothing to repair; or the function, the input or another thing is no longer
         what the output was made of.
     SettingError
         A function is needed that was given as an object.
     IncompleteError
         Some regions failed again, or there are others that were never computed.
     """
+    asked = completed(options, RetryOptions)
     place = find(target)
     job, made_of = place.file.job, place.file.identity
     if job is None:
@@ -355,22 +312,10 @@ def retry(
                 f"{shown}; pass the same one to volpatch.retry as {word}="
             )
     # what was measured or chosen then is in the plan, or is to suit this machine
-    settled_there = dict.fromkeys(("region", "func_memory", "memory_limit", "workers"))
-    options = {**job["options"], **settled_there}
-    options.update({name: how.pop(name) for name in _HERE if name in how})
-    request = make_request(
-        given["function"],
-        job["source"],
-        target,
-        level=job["level"],
-        series=job["series"],
-        setup=setup,
-        finalize=given["finalize"],
-        options=options,  # type: ignore[arg-type]
-        **how,
-    )
+    there = dict.fromkeys(("region", "func_memory", *table(Resources)))
+    there["backend"] = job["options"].get("backend", table(Resources)["backend"].default)
+    given_now = {name: value for name, value in asked.items() if name in options}
+    said = completed({**_words_of(job), **there, **given_now}, RunOptions)
+    source = as_source(job["source"], said["level"], said["missing"], said["series"])
+    request = make_request(given["function"], source, target, setup, given["finalize"], said)
     return mend(request, place)
-
-
-# of resources, those that may be other ones when a run goes on
-_HERE = ("workers", "memory_limit", "backend")

@@ -98,7 +98,7 @@ class Request:
     @property
     def how(self) -> str:
         """How closely the input's files are looked at."""
-        return str(self.draft.words["options"].get("fingerprint", "sample"))
+        return self.draft.options["fingerprint"]
 
     @property
     def starts_over(self) -> bool:
@@ -195,12 +195,12 @@ def _job_words(plan: Plan) -> dict[str, Any] | None:
 
     None where other things that have no name are among them, such as a mask in memory.
     """
-    words = dict(plan.words)
-    for name in ("function", "finalize"):
-        if not isinstance(words[name], FunctionSpec):
-            words[name] = None
+    func, finalize = (
+        function if isinstance(function, FunctionSpec) else None
+        for function in (plan.func, plan.finalize)
+    )
     try:
-        found = jobs.to_json(replace(plan, words=words))
+        found = jobs.to_json(replace(plan, func=func, finalize=finalize))
     except SettingError:
         return None
     return {name: value for name, value in found.items() if name != "figures"}
@@ -254,22 +254,22 @@ def rejoined(
         raise TargetError(
             f"{str(place)!r} holds a run that nobody can tell to be the same: "
             f"{some(request.carried.incomparable)} cannot be compared with what it was then. Start "
-            f"over with --overwrite (overwrite=True), and {_VERSION}"
+            f"over with overwrite=True, and {_VERSION}"
         )
     made = (settled.plan.region, settled.plan.n_regions, len(settled.looks))
     found = (region, there.n_regions, len(there.layout["input"]))
     if made != found:
         raise TargetError(
             f"the plan of {str(place)!r} is damaged: its regions, their number and the number of "
-            f"files of the input are {found} and should be {made}; start over with --overwrite "
-            f"(overwrite=True)"
+            f"files of the input are {found} and should be {made}; start over with "
+            f"overwrite=True"
         )
     asked = asked_region(draft)
     if not finished and asked is not None and asked != region:
         raise TargetError(
             f"region={asked} is asked for, but {str(place)!r} was begun with regions of {region}, "
             f"and its records are by region; leave region out to go on, or start over with "
-            f"--overwrite (overwrite=True)"
+            f"overwrite=True"
         )
     return _with_input(request, replace(settled, file=there), root, place)
 
@@ -296,7 +296,7 @@ def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> 
         raise TargetError(
             f"{source.reader.file(changed[0])!r} of the input changed, and {len(spoiled)} regions "
             f"of {str(place)!r} that are done were made of what it was (region {spoiled[0]}, say); "
-            f"restore it, or start over with --overwrite (overwrite=True)"
+            f"restore it, or start over with overwrite=True"
         )
     redo = regions_reading(plan, source, changed, state.begun)
     stale = frozenset(unit for n in redo for unit in state.recorded(n).tolist())
@@ -461,7 +461,7 @@ def _check_input(request: Request, settled: Settled) -> None:
         raise RunError(
             f"{request.source.reader.file(changed[0])!r} of the input changed during the run, so "
             f"the output may be made of old and new parts, and is not published. Start over with "
-            f"--overwrite (overwrite=True) when the input is at rest"
+            f"overwrite=True when the input is at rest"
         )
 
 

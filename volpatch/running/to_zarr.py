@@ -29,13 +29,13 @@ from volpatch.arrays.api import Labelled
 from volpatch.arrays.dask import borders
 from volpatch.core.axes import SPATIAL, default_dims, write_units
 from volpatch.core.errors import SettingError, TargetError
-from volpatch.core.options import Sizes
+from volpatch.core.options import Durability, Sizes
 from volpatch.storage.adapt import checked
 from volpatch.storage.endings import check_ending
 from volpatch.storage.ngff import normal_unit
 from volpatch.storage.open import source_of
 from volpatch.storage.output import TargetSpec, WorkTree
-from volpatch.storage.stores.local import Durability, check_target
+from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
 
 Array = NDArray[Any]

@@ -36,10 +36,10 @@ from volpatch.compute.stream import (
     read_padded,
 )
 from volpatch.core import resources as machine
-from volpatch.core.errors import FunctionError, SettingError, SourceError, blamed
+from volpatch.core.errors import FunctionError, SourceError, blamed
 from volpatch.core.grid import Box, PatchGrid
 from volpatch.core.recipe import Recipe
-from volpatch.functions.named import FunctionSpec
+from volpatch.functions.named import Func, FunctionSpec, loaded
 from volpatch.planning.plan import Plan
 from volpatch.running.inflight import Flight
 from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
@@ -61,9 +61,9 @@ TRIAL_WIDTH = 256
 class Functions:
     """The user's functions, as objects or as names, and how many calls may run at once."""
 
-    function: Callable[..., Any] | FunctionSpec | None
+    function: Func | None
     setup: Callable[..., Any] | None = None
-    finalize: Callable[..., Any] | FunctionSpec | None = None
+    finalize: Func | None = None
     concurrent_calls: int | None = None
     holes: Skips | None = None
 
@@ -85,16 +85,10 @@ class Functions:
                     f"wanted a function of a patch"
                 )
             return made
-        return _loaded(self.function)
+        return loaded(self.function)
 
     def load_finalize(self) -> Callable[..., Any] | None:
-        return None if self.finalize is None else _loaded(self.finalize)
-
-
-def _loaded(function: Callable[..., Any] | FunctionSpec | None) -> Callable[..., Any]:
-    if function is None:
-        raise SettingError("there is no function to apply")
-    return function.load() if isinstance(function, FunctionSpec) else function
+        return None if self.finalize is None else loaded(self.finalize)
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ class LayerWriter:
             raise RunError(
                 f"{_key(unit)} came out with other bytes than it had (SHA-256 {digest[:12]}... "
                 f"instead of {self._wanted[number][:12]}...): the function, a library or the "
-                f"input is no longer the same. Nothing was replaced; run anew with --overwrite"
+                f"input is no longer the same. Nothing was replaced; run anew with overwrite=True"
             )
         return number, digest
 

@@ -126,7 +126,7 @@ class PlanFile:
         if not isinstance(values, dict) or values.get("volpatch_plan") != FORMAT:
             raise TargetError(
                 f"the plan {str(path)!r} was made by another version of volpatch; go on with that "
-                f"version, or start over with --overwrite (overwrite=True)"
+                f"version, or start over with overwrite=True"
             )
         parts: dict[str, Any] = {name: values.get(name) for name in ("identity", "layout", "job")}
         if (values.get("sum"), values.get("id")) != (digest(parts), digest(parts["identity"])):
@@ -177,13 +177,13 @@ class PlanFile:
         if differences and finished:
             raise TargetError(
                 f"the output {str(place)!r} exists, and was made by another job: "
-                f"{'; '.join(differences)}; pass --overwrite (overwrite=True) to replace it when "
+                f"{'; '.join(differences)}; pass overwrite=True to replace it when "
                 f"the new one is complete, or choose another name"
             )
         if differences:
             raise TargetError(
                 f"{str(place)!r} holds a run of another plan: {'; '.join(differences)}. Ask for "
-                f"the same again to go on with it, or start over with --overwrite (overwrite=True)"
+                f"the same again to go on with it, or start over with overwrite=True"
             )
 
 
@@ -200,7 +200,7 @@ def _goes_without_saying(name: str, unlike: Collection[str]) -> bool:
 
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # a SHA-256, of which a part is shown
-_START_OVER = "restore it from a copy, or start over with --overwrite (overwrite=True)"
+_START_OVER = "restore it from a copy, or start over with overwrite=True"
 
 
 def _shown(value: Any, other: Any) -> str:

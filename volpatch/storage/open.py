@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volpatch.core.errors import SettingError, SourceError
+from volpatch.core.options import check_choice
 from volpatch.storage.readers import tiff as tiff_source
 from volpatch.storage.readers import tiff_folder
 from volpatch.storage.readers import zarr as zarr_source
@@ -25,9 +26,6 @@ _DASK_CHUNK_BYTES = 64 * 2**20
 # voxels of an axis whose coordinates and chunks are listed in memory: 1 GiB of coordinates
 MOST_ALONG = 2**27
 _ENCODING_KEY = "volpatch_source"
-
-
-MISSING = ("auto", "fill", "error")
 
 
 def open_source(
@@ -81,8 +79,7 @@ def check_series(series: object) -> None:
 
 def check_missing(missing: object) -> None:
     """Refuse what is none of the three words."""
-    if missing not in MISSING:
-        raise SettingError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+    check_choice("missing", missing)
 
 
 def with_missing(source: Source, missing: str) -> Source:

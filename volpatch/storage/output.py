@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from volpatch.core.errors import RunError, TargetError
+from volpatch.core.options import Durability
 from volpatch.storage.codec import TargetSpec, zarr_codecs
 from volpatch.storage.layers import IMAGE, LayerWriter
 from volpatch.storage.ngff import multiscales, omero
@@ -37,7 +38,6 @@ from volpatch.storage.stores.local import (
     KNOWN,
     MARKER,
     SUFFIX,
-    Durability,
     Puts,
     check_replaceable,
     check_target,

@@ -114,7 +114,7 @@ def _common_grid(opened: _Opened, numbers: Sequence[int]) -> Grid:
     if any(other != grids[0] for other in grids):
         raise SourceError(
             f"the series of {opened.path} have other voxel sizes or channels, so they are no one "
-            f"stack; choose one with series=N (--series N)"
+            f"stack; choose one with series=N"
         )
     return grids[0]
 
@@ -139,12 +139,12 @@ def _chosen(opened: _Opened, series: int | str | None) -> int | str:
     if series == ALL:
         raise SourceError(
             f"the series of {path} differ, so they are no one stack: {_series_text(every)}; "
-            f"choose one with series=N (--series N)"
+            f"choose one with series=N"
         )
-    other = ", or stack them with series='all' (--series all)" if len(kinds) == 1 else ""
+    other = ", or stack them with series='all'" if len(kinds) == 1 else ""
     raise SourceError(
         f"{path} holds {len(every)} series of image data, and a volume is one: "
-        f"{_series_text(every)}. Choose with series=N (--series N){other}"
+        f"{_series_text(every)}. Choose with series=N{other}"
     )
 
 

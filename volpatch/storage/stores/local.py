@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from volpatch.core.errors import RunError, TargetError
+from volpatch.core.options import Durability
 from volpatch.storage.patience import PATIENCE_SECONDS, patiently
 
 SUFFIX = ".volpatch"
@@ -32,7 +33,6 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 
 _T = TypeVar("_T")
 Piece = bytes | bytearray | memoryview
-Durability = Literal["full", "process"]
 
 
 class Puts:
@@ -350,7 +350,7 @@ def check_replaceable(target: Path, *, overwrite: bool) -> None:
     """Refuse to replace what exists, unless told to and every part of it was made here."""
     if not overwrite:
         raise TargetError(
-            f"the output {str(target)!r} exists; pass --overwrite (overwrite=True) to replace it "
+            f"the output {str(target)!r} exists; pass overwrite=True to replace it "
             "when the new one is complete, or choose another name"
         )
     if target.is_symlink():
