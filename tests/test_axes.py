@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import dask.array as da
 import numpy as np
@@ -14,6 +15,7 @@ import zarr
 import volpatch
 from tests import helpers_functions as functions
 from volpatch import GridError, PatchGrid, SettingError, extract, map_patches, merge, to_zarr
+from volpatch.core.axes import default_dims
 
 SHAPE = {"t": 2, "z": 9, "y": 7, "x": 8}
 SIZES = {"t": 2, "z": 4, "y": 3, "x": 5}
@@ -290,3 +292,18 @@ def test_two_axes_of_one_name_are_refused():
     ):
         with pytest.raises(SettingError, match=r"has 2 axes named 'x'.*rename them"):
             call()
+
+
+@pytest.mark.parametrize("ndim", [2, 3, 4, 5, 6, 7])
+def test_axes_without_names_are_called_alike_through_every_door(tmp_path, ndim):
+    shape = (2, 3, 2, 3, 5, 6, 7)[7 - ndim :]
+    data = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    zarr.create_array(tmp_path / "a.zarr", data=data)
+    names = default_dims(ndim)
+    opened = volpatch.open_volume(tmp_path / "a.zarr")
+    assert opened.dims == names
+    np.testing.assert_array_equal(opened.values, data)
+    for axis, name in enumerate(names):
+        for volume in (data, opened.data, opened):
+            part = volpatch.map_patches(lambda p: p, volume, (3, 3), roi={name: 0})
+            assert part.shape == (*shape[:axis], 1, *shape[axis + 1 :])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volpatch import Box, GridError, SettingError, VolpatchError
-from volpatch.core.axes import Layout, default_dims
+from volpatch.core.axes import default_dims
+from volpatch.core.layout import Layout
 from volpatch.core.parse import (
     by_axis,
     parse_bytes,

@@ -19,10 +19,11 @@ from volpatch.arrays import dask as lazy
 from volpatch.compute.blend import Stats
 from volpatch.compute.inmemory import cut_patches, map_array, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
-from volpatch.core.axes import CHANNELS, Layout, default_dims, distinct_names, refuse_beside_grid
+from volpatch.core.axes import CHANNELS, default_dims, distinct_names
 from volpatch.core.declared import completed, takes
 from volpatch.core.errors import GridError, SettingError
 from volpatch.core.grid import AxisGrid, Box, PatchGrid, check_grid
+from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import parse_roi, whole_counts
 from volpatch.core.recipe import Recipe, check_dtype

@@ -24,9 +24,9 @@ from volpatch.compute.blend import Finalize, Stats
 from volpatch.compute.inmemory import cut_patches, map_lead, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
 from volpatch.compute.stream import Caller, Holes, learn_made_up
-from volpatch.core.axes import Layout
 from volpatch.core.errors import GridError
 from volpatch.core.grid import AxisGrid, Box, PatchGrid
+from volpatch.core.layout import Layout
 from volpatch.core.recipe import Recipe
 from volpatch.storage.adapt import checked
 

@@ -24,8 +24,8 @@ from volpatch.compute.stream import (
     reach_of,
     read_padded,
 )
-from volpatch.core.axes import Layout
 from volpatch.core.grid import Box
+from volpatch.core.layout import Layout
 from volpatch.core.recipe import Recipe
 
 Array = NDArray[Any]

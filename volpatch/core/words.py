@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from volpatch.core.axes import Layout
 from volpatch.core.declared import completed
 from volpatch.core.grid import PatchGrid
+from volpatch.core.layout import Layout
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import by_axis, whole_counts
 from volpatch.core.recipe import Recipe, check_dtype

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from volpatch.core import resources as machine
-from volpatch.core.axes import CHANNELS, SPATIAL, Layout, write_units
+from volpatch.core.axes import CHANNELS, has_positions
 from volpatch.core.declared import part_of
 from volpatch.core.errors import GridError, SettingError, SourceError
 from volpatch.core.grid import per_axis, whole_number
+from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.core.words import make_recipe, patch_or_default
@@ -207,7 +208,7 @@ def _check_channels(plan: Plan) -> None:
     others = [a for a in plan.out_axes if a is not None and a in plan.layout.lead]
     for axis in others:
         dim = dims[axis]
-        if dim == "t" or dim in SPATIAL:
+        if has_positions(dim):
             continue
         choice = f", or choose one with roi='{CHANNELS}=0'" if dim == CHANNELS else ""
         raise GridError(

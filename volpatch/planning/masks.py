@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.skip import Cells, Skips, bare_cells, make_skips
-from volpatch.core.axes import Layout
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import per_axis, whole_number
+from volpatch.core.layout import Layout
 from volpatch.core.parse import by_axis
 from volpatch.storage.adapt import refuse_masked
 from volpatch.storage.ngff import METERS, normal_unit

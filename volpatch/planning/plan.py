@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from volpatch.core.axes import Layout
 from volpatch.core.grid import AxisGrid, Box
 from volpatch.core.html import table_of_text
+from volpatch.core.layout import Layout
 from volpatch.core.options import JobOptions
 from volpatch.core.parse import printable, show_bytes
 from volpatch.core.recipe import FINALIZE_PLANES, Mode, Recipe, rows_at_once

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from volpatch.core.axes import SPATIAL
 from volpatch.core.errors import SourceError
 from volpatch.core.parse import printable, show_bytes
 from volpatch.storage.open import open_source
@@ -62,7 +63,7 @@ def info_text(facts: dict[str, Any]) -> str:
     def times(sizes: Sequence[int]) -> str:
         return " x ".join(map(str, sizes))
 
-    spatial = [d for d in facts["shape"] if d in "zyx"]
+    spatial = [d for d in facts["shape"] if d in SPATIAL]
 
     def places(what: str) -> str:
         return ", ".join(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volpatch.core.axes import SPATIAL
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import Box
 from volpatch.planning.plan import Plan
-from volpatch.storage.volume import SPATIAL, Source
+from volpatch.storage.volume import Source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

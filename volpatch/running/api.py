@@ -32,6 +32,7 @@ from volpatch.running.repair import mend
 from volpatch.running.status import find
 from volpatch.running.worker import Functions
 from volpatch.storage.endings import check_ending
+from volpatch.storage.locks import check_locks
 from volpatch.storage.output import WorkTree
 from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
@@ -178,6 +179,7 @@ def make_request(
     ----------
     said : whole, see `volpatch.core.options.completed`.
     """
+    check_locks()
     retries = said["retries"]
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise SettingError(f"retries must be a whole number from 0 on; got {retries!r}")

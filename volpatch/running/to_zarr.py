@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 
 from volpatch.arrays.api import Labelled
 from volpatch.arrays.dask import borders
-from volpatch.core.axes import SPATIAL, default_dims, write_units
+from volpatch.core.axes import CHANNELS, SPATIAL, default_dims, has_positions, in_order
 from volpatch.core.errors import SettingError, TargetError
+from volpatch.core.layout import write_units
 from volpatch.core.options import Durability, Sizes
 from volpatch.storage.adapt import checked
 from volpatch.storage.endings import check_ending
+from volpatch.storage.locks import check_locks
 from volpatch.storage.ngff import normal_unit
 from volpatch.storage.open import source_of
 from volpatch.storage.output import TargetSpec, WorkTree
@@ -39,7 +41,6 @@ from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
-ORDER = {"t": 0, "z": 2, "y": 3, "x": 4}  # of axes on disk; any other comes after t
 EVENNESS = 1e-3  # of a step: what positions may be off a regular grid
 
 
@@ -103,6 +104,7 @@ def to_zarr(
     >>> open_volume(made).sizes["y"]
     4
     """
+    check_locks()
     check_ending(path)
     given = Labelled.of(array, "to_zarr")
     for source in _sources(given):
@@ -213,7 +215,7 @@ def _give_up(work: WorkTree, call: Path) -> None:
 def _described(given: Labelled, chunks: Any, shards: Any, codec: str) -> tuple[Any, TargetSpec]:
     """The data with its axes in order, and what its output looks like."""
     names = _names(given)
-    order = sorted(range(len(names)), key=lambda i: ORDER.get(names[i], 1))
+    order = in_order(names)
     dims = tuple(names[i] for i in order)
     data = (checked(given.data) if given.lazy else given.data).transpose(order)
     _check_axes(dims, data.shape)
@@ -244,7 +246,7 @@ def _described(given: Labelled, chunks: Any, shards: Any, codec: str) -> tuple[A
 
 def _channel_names(given: Labelled) -> tuple[str, ...] | None:
     """Names of the channels, where the array has them as a coordinate."""
-    coord = given.origin.coords.get("c") if given.named and "c" in given.dims else None
+    coord = given.origin.coords.get(CHANNELS) if given.named and CHANNELS in given.dims else None
     values = [] if coord is None else coord.values.tolist()
     return tuple(values) if values and all(isinstance(v, str) for v in values) else None
 
@@ -258,7 +260,7 @@ def _names(given: Labelled) -> tuple[str, ...]:
 def _check_axes(dims: Sequence[str], shape: Sequence[int]) -> None:
     """Refuse axes that an OME-Zarr image cannot have."""
     spatial = sum(dim in SPATIAL for dim in dims)
-    others = [dim for dim in dims if dim not in ORDER]
+    others = [dim for dim in dims if not has_positions(dim)]
     if spatial < 2 or len(others) > 1:
         raise SettingError(
             f"an OME-Zarr image has two or three of the axes z, y, x, with t and one more (c, "
@@ -269,7 +271,7 @@ def _check_axes(dims: Sequence[str], shape: Sequence[int]) -> None:
 
 def _place(given: Labelled, axis: int, dim: str) -> tuple[float, float, str | None]:
     """Spacing, origin and unit along an axis; voxels where the array does not tell."""
-    if not given.named or (dim not in SPATIAL and dim != "t"):
+    if not given.named or not has_positions(dim):
         return 1.0, 0.0, None
     source = source_of(given.origin)
     coord = given.origin.coords.get(given.dims[axis])
@@ -289,7 +291,7 @@ def _uneven(given: Labelled) -> Iterable[str]:
     """Axes whose positions cannot be kept."""
     coords = given.origin.coords if given.named else {}
     for dim in given.dims:
-        if dim in coords and (dim in SPATIAL or dim == "t") and _step(coords[dim].values) is None:
+        if dim in coords and has_positions(dim) and _step(coords[dim].values) is None:
             yield dim
 
 

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from volpatch.compute.buffers import Ring, Tables
 from volpatch.compute.kernels import cut
 from volpatch.compute.stream import Read, reach_of, read_padded
-from volpatch.core.axes import Layout, refuse_beside_grid
 from volpatch.core.errors import GridError, MemoryLimitError, SettingError
 from volpatch.core.grid import Box, Overlap, PatchGrid
+from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import Sizes
 from volpatch.core.parse import by_axis, parse_bytes, show_bytes, whole_counts
 from volpatch.core.recipe import Recipe

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.stream import Read
-from volpatch.core.axes import Layout, default_dims, distinct_names
+from volpatch.core.axes import default_dims, distinct_names
 from volpatch.core.errors import GridError, SettingError
 from volpatch.core.grid import Box
+from volpatch.core.layout import Layout
 from volpatch.core.recipe import check_dtype
 from volpatch.storage.adapt import checked, is_dask, refuse_lie, refuse_masked
 from volpatch.storage.open import open_source, source_of

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from volpatch.core.axes import ROLES
 from volpatch.core.errors import SourceError
 
 VERSION = "0.5"
 _COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
-_AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 
 # Every spelling met in real files, lower-cased, with the micro and mu signs made "u".
 _UNITS = {
@@ -120,8 +120,8 @@ def omero(channels: Sequence[str], dtype: np.dtype[Any]) -> dict[str, Any]:
 
 def _axis(dim: str, unit: str | None) -> dict[str, str]:
     axis = {"name": dim}
-    if dim in _AXIS_TYPES:
-        axis["type"] = _AXIS_TYPES[dim]
+    if dim in ROLES:
+        axis["type"] = ROLES[dim]
     if unit is not None:
         axis["unit"] = unit
     return axis

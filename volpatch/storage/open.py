@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from volpatch.core.axes import CHANNELS, SPATIAL, has_positions
 from volpatch.core.errors import SettingError, SourceError
 from volpatch.core.options import check_choice
 from volpatch.storage.readers import tiff as tiff_source
 from volpatch.storage.readers import tiff_folder
 from volpatch.storage.readers import zarr as zarr_source
 from volpatch.storage.readers.zarr import ZarrReader
-from volpatch.storage.volume import SPATIAL, Source
+from volpatch.storage.volume import Source
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -188,11 +189,11 @@ def source_of(volume: xr.DataArray) -> Source | None:
 def _coordinates(source: Source) -> dict[str, Any]:
     coordinates: dict[str, Any] = {}
     for axis, dim in enumerate(source.dims):
-        if dim in SPATIAL or dim == "t":
+        if has_positions(dim):
             values = source.origin[axis] + source.spacing[axis] * np.arange(source.shape[axis])
             unit = source.units[axis]
             coordinates[dim] = (dim, values, {} if unit is None else {"units": unit})
-        elif dim == "c" and source.channel_names is not None:
+        elif dim == CHANNELS and source.channel_names is not None:
             coordinates[dim] = (dim, list(source.channel_names))
     return coordinates
 

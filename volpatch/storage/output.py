@@ -14,7 +14,6 @@ build one output: whatever they do twice, they do with the same bytes.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -29,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from volpatch.core.axes import has_positions
 from volpatch.core.errors import RunError, TargetError
 from volpatch.core.options import Durability
 from volpatch.storage.codec import TargetSpec, zarr_codecs
 from volpatch.storage.layers import IMAGE, LayerWriter
+from volpatch.storage.locks import lock
 from volpatch.storage.ngff import multiscales, omero
 from volpatch.storage.stores.local import (
     KNOWN,
@@ -49,7 +50,6 @@ from volpatch.storage.stores.local import (
 
 __all__ = ["Site", "TargetSpec", "WorkTree", "check_target"]
 
-_SPATIAL = ("z", "y", "x")
 _NODE = "zarr.json"
 
 
@@ -265,30 +265,30 @@ class WorkTree:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep others from discarding the tree while inside; any number may be inside."""
-        with self._locked(self.folder / MARKER, fcntl.LOCK_SH | fcntl.LOCK_NB):
+        with self._locked(self.folder / MARKER, shared=True):
             yield
 
     @contextmanager
     def unused(self) -> Iterator[None]:
         """Refuse to go on while a run of this machine is at work in the tree, or beside it."""
         # in this order: who is refused here must not keep the other from publishing meanwhile
-        with self._locked(self.folder / MARKER, fcntl.LOCK_EX | fcntl.LOCK_NB), self.mending():
+        with self._locked(self.folder / MARKER), self.mending():
             yield
 
     @contextmanager
     def mending(self) -> Iterator[None]:
         """Let one process at a time repair the finished output; others are refused."""
-        with self._locked(self.target / SUFFIX, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with self._locked(self.target / SUFFIX):
             yield
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
         """Let one process at a time move finished trees to their place; others wait."""
-        with self._locked(self.folder, fcntl.LOCK_EX):
+        with self._locked(self.folder, wait=True):
             yield
 
     @contextmanager
-    def _locked(self, path: Path, how: int) -> Iterator[None]:
+    def _locked(self, path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
         """Hold a lock that goes with the process, however that ends.
 
         A kindness rather than a need: on file systems without locks nothing is held, and of
@@ -301,7 +301,7 @@ class WorkTree:
             return
         try:
             try:
-                fcntl.flock(handle, how)
+                lock(handle, shared=shared, wait=wait)
             except BlockingIOError:
                 raise TargetError(
                     f"another run is writing {str(self.target)!r} at this moment, or a retry "
@@ -397,7 +397,7 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
     for dim, size, step, first, unit in zip(
         spec.dims, spec.shape, spec.spacing, spec.origin, spec.units, strict=True
     ):
-        if dim in _SPATIAL or dim == "t":
+        if has_positions(dim):
             scale.create_array(
                 dim,
                 data=first + step * np.arange(size, dtype=np.float64),

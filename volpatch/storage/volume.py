@@ -16,12 +16,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.core.axes import CHANNELS, SPATIAL, default_dims, in_order, known_name
 from volpatch.core.errors import SourceError
 
 _T = TypeVar("_T")
-SPATIAL = ("z", "y", "x")
-_RANK = {"t": 0, "c": 1, "z": 3, "y": 4, "x": 5}
-_BY_NDIM = ("t", "c", "z", "y", "x")
 
 
 class Reader(Protocol):
@@ -46,7 +44,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class StoredAxes:
     """What is known per axis, in the order of axes on disk."""
 
     names: tuple[str, ...]
@@ -156,7 +154,7 @@ def make_source(
     path: str,
     *,
     level: int,
-    layout: Layout,
+    axes: StoredAxes,
     dtype: np.dtype[Any],
     reader: Reader,
     series: int | str | None = None,
@@ -165,25 +163,25 @@ def make_source(
     remarks: Sequence[str] = (),
 ) -> Source:
     """A Source from what a format knows in its own order of axes; checks that it is an image."""
-    if 0 in layout.shape:
-        raise SourceError(f"{path} is empty: its shape is {layout.shape}")
-    dims = axis_names(layout.names, path)
-    order = tuple(sorted(range(len(dims)), key=lambda axis: (_RANK.get(dims[axis], 2), axis)))
-    channels = layout.shape[dims.index("c")] if "c" in dims else None
+    if 0 in axes.shape:
+        raise SourceError(f"{path} is empty: its shape is {axes.shape}")
+    dims = axis_names(axes.names, path)
+    order = in_order(dims)
+    channels = axes.shape[dims.index(CHANNELS)] if CHANNELS in dims else None
     labels = tuple(channel_names or ())
     return Source(
         path=path,
         level=level,
         series=series,
         name=os.path.basename(path) or path,
-        shape=_pick(layout.shape, order),
+        shape=_pick(axes.shape, order),
         dtype=dtype.newbyteorder("="),
         dims=_pick(dims, order),
-        chunks=_pick(layout.chunks, order),
-        shards=None if layout.shards is None else _pick(layout.shards, order),
-        spacing=_pick(layout.spacing, order),
-        origin=_pick(layout.origin, order),
-        units=_pick(layout.units, order),
+        chunks=_pick(axes.chunks, order),
+        shards=None if axes.shards is None else _pick(axes.shards, order),
+        spacing=_pick(axes.spacing, order),
+        origin=_pick(axes.origin, order),
+        units=_pick(axes.units, order),
         channel_names=labels if labels and len(labels) == channels else None,
         attributes=dict(attributes or {}),
         reader=reader,
@@ -207,11 +205,8 @@ def axis_names(names: Sequence[str | None], path: str) -> tuple[str, ...]:
     lower = [str(name or "").lower() for name in names]
     named = all(lower) and len(set(lower)) == len(lower)
     if named and any(name in SPATIAL for name in lower):
-        known = zip(lower, names, strict=True)
-        return tuple(low if low in _RANK else str(name) for low, name in known)
-    extra = max(len(names) - len(_BY_NDIM), 0)
-    leading = tuple(f"d{number}" for number in range(extra))
-    return leading + _BY_NDIM[len(_BY_NDIM) - len(names) + extra :]
+        return tuple(known_name(str(name)) for name in names)
+    return default_dims(len(names))
 
 
 def check_dtype(dtype: np.dtype[Any] | str, path: str) -> None:

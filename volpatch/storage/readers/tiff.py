@@ -29,7 +29,7 @@ from volpatch.storage.readers.tiff_readers import (
     page_end,
     stacked,
 )
-from volpatch.storage.volume import Layout, Source, check_dtype, make_source
+from volpatch.storage.volume import Source, StoredAxes, check_dtype, make_source
 
 _MAX_PAGE_BYTES = 64 * 2**20
 _LISTED = 8  # series in an error
@@ -87,7 +87,7 @@ def _describe(opened: _Opened, level: int, given: int | str | None) -> Source:
         fine = grid.get(name, (1.0, None))[0]
         spacing.append(fine * factor)
         origin.append((factor - 1) * fine / 2)
-    layout = Layout(
+    axes = StoredAxes(
         names=names,
         shape=tuple(image.shape),
         chunks=chunks,
@@ -100,7 +100,7 @@ def _describe(opened: _Opened, level: int, given: int | str | None) -> Source:
         path,
         level=level,
         series=series if len(every) > 1 else None,
-        layout=layout,
+        axes=axes,
         dtype=image.dtype,
         reader=reader,
         channel_names=channels,

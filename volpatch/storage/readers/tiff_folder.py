@@ -24,7 +24,7 @@ from volpatch.core.errors import SourceError
 from volpatch.storage.readers.tiff_grid import Grid, page_grid
 from volpatch.storage.readers.tiff_pages import PageHeaders
 from volpatch.storage.readers.tiff_readers import FolderReader, Slice, page_end
-from volpatch.storage.volume import Layout, Source, check_dtype, make_source
+from volpatch.storage.volume import Source, StoredAxes, check_dtype, make_source
 
 SUFFIXES = (".tif", ".tiff")
 _NAMED = 5  # files, or groups of files, in an error or a remark
@@ -100,7 +100,7 @@ def open_folder(path: str, *, level: int) -> Source:
     return make_source(
         path,
         level=0,
-        layout=Layout(
+        axes=StoredAxes(
             names=names,
             shape=(len(files), *shape),
             chunks=(1, *shape),

@@ -23,12 +23,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer.cpu import NDBuffer
 
+from volpatch.core.axes import has_positions
 from volpatch.core.errors import SourceError
 from volpatch.storage import ngff as ome
 from volpatch.storage.chain import FileForm, file_form
 from volpatch.storage.chunk_check import AbsentChunk, check_file
 from volpatch.storage.patience import patiently
-from volpatch.storage.volume import SPATIAL, Layout, Source, axis_names, make_source
+from volpatch.storage.volume import Source, StoredAxes, axis_names, make_source
 
 _MAX_JSON_BYTES = 16 * 2**20
 _LISTED = 10
@@ -323,7 +324,7 @@ def _regular(folder: str | None, name: str, size: int) -> tuple[float, float, st
     """Spacing, origin and unit from a coordinate array; 1, 0, None where there is none."""
     unknown = (1.0, 0.0, None)
     path = os.path.join(folder or "", name)
-    if folder is None or name.lower() not in (*SPATIAL, "t") or not is_zarr(path):
+    if folder is None or not has_positions(name.lower()) or not is_zarr(path):
         return unknown
     try:
         node = _read_node(path)
@@ -370,7 +371,7 @@ def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
     grid = image or _Coordinates(os.path.dirname(node.path), array.shape)
     spacing, origin, units = grid.grid(dims)
     omero = image.image.omero if image else None
-    layout = Layout(
+    axes = StoredAxes(
         names=dims,
         shape=array.shape,
         chunks=array.chunks,
@@ -382,7 +383,7 @@ def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
     return make_source(
         node.path,
         level=0,
-        layout=layout,
+        axes=axes,
         dtype=array.dtype,
         reader=reader,
         channel_names=image.image.channel_names if image else _names_beside(node, dims),
