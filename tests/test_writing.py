@@ -391,3 +391,67 @@ def test_a_tiff_is_mapped_and_written_without_ever_being_whole(tmp_path):
 def test_settings_are_named_in_errors():
     with pytest.raises(SettingError, match="choose one of"):
         to_zarr(np.zeros((4, 4), "S3"), "out.zarr")
+
+
+# -- records -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes", "in memory"])
+@pytest.mark.parametrize("shards", [None, 8])
+def test_what_was_written_can_be_verified(tmp_path, scheduler, shards):
+    values = np.random.default_rng(0).integers(0, 999, (10, 17, 9), np.uint16)
+    array = values if scheduler == "in memory" else da.from_array(values, chunks=(5, 6, 9))
+    config = {} if scheduler == "in memory" else {"scheduler": scheduler}
+    with dask.config.set(config):
+        made = to_zarr(array, tmp_path / "out.zarr", chunks=4, shards=shards)
+    found = volpatch.verify(made, deep=True)
+    assert found.ok
+    assert found.finished
+    units = [file for file in Path(made, "scale0/image/c").rglob("*") if file.is_file()]
+    assert found.objects == len(units) + len([*Path(made).rglob("zarr.json")]) + 3  # z, y, x
+    state = volpatch.status(made)
+    assert state.finished
+    assert state.left == []
+    assert volpatch.commit(made) == made
+    spoiled = units[len(units) // 2]
+    content = bytearray(spoiled.read_bytes())
+    content[len(content) // 2] ^= 4
+    spoiled.write_bytes(content)
+    bad = volpatch.verify(made).bad
+    assert list(bad) == [str(spoiled.relative_to(made))]
+
+
+def test_what_was_written_cannot_be_repeated_or_gone_on_with(tmp_path):
+    values = np.arange(1000, dtype=np.uint8).reshape(10, 10, 10)
+    made = to_zarr(values, tmp_path / "out.zarr", chunks=5)
+    with pytest.raises(SettingError, match="was written by to_zarr, which cannot be repeated"):
+        volpatch.retry(made)
+    tifffile.imwrite(tmp_path / "in.tif", values)
+    said = "made by another job: it was written by to_zarr and is now asked of run; pass overwrite"
+    with pytest.raises(TargetError, match=said):
+        volpatch.run("identity", tmp_path / "in.tif", made, patch=4)
+    volpatch.run("identity", tmp_path / "in.tif", made, patch=4, overwrite=True)
+    assert volpatch.verify(made).ok
+    to_zarr(values, made, chunks=5, overwrite=True)
+    assert volpatch.verify(made).ok
+
+
+def test_written_and_not_yet_named_it_can_be_committed_or_written_again(tmp_path, monkeypatch):
+    values = np.arange(1000, dtype=np.uint8).reshape(10, 10, 10)
+
+    def killed(self, spec):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkTree, "publish", killed)
+        patched.setattr("volpatch.running.to_zarr._give_up", lambda work, call: None)
+        for name in ("a.zarr", "b.zarr", "c.zarr"):
+            with pytest.raises(KeyboardInterrupt):
+                to_zarr(values, tmp_path / name, chunks=5)
+    assert not (tmp_path / "a.zarr").exists()
+    volpatch.commit(tmp_path / "a.zarr")
+    to_zarr(values, tmp_path / "b.zarr", chunks=5)
+    assert volpatch.clean(tmp_path / "c.zarr")
+    for name in ("a.zarr", "b.zarr"):
+        assert volpatch.verify(tmp_path / name, deep=True).ok
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "b.zarr"]

@@ -295,6 +295,11 @@ def retry(
     asked = completed(options, RetryOptions)
     place = find(target)
     job, made_of = place.file.job, place.file.identity
+    if place.file.writer is not None:
+        raise SettingError(
+            f"{str(place.target)!r} was written by {place.file.writer}, which cannot be repeated "
+            f"from its records; write it again"
+        )
     if job is None:
         raise SettingError(
             f"{str(place.target)!r} was made with a mask or a window that is an object, so the "

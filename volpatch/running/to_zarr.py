@@ -9,11 +9,16 @@ Blocks are made to be whole write units first, so that no two tasks ever share a
 The output is built beside its place and gets its name when every unit is there. The
 temporary files of a call lie in a folder of the call's own: after an error that folder is
 moved away first, and whatever blocks are still being computed can write nothing more.
+
+Each block is recorded as the regions of a run are, so that `verify` can tell whether the output
+is as it was written. The plan comes last: nobody can go on with what a kill left here.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import os
 import uuid
 import warnings
@@ -33,11 +38,13 @@ from volpatch.core.layout import write_units
 from volpatch.core.options import Durability, Sizes
 from volpatch.storage.adapt import checked
 from volpatch.storage.endings import check_ending
+from volpatch.storage.ledger import PlanFile, Recorder, begin_records
 from volpatch.storage.locks import check_locks
 from volpatch.storage.ngff import normal_unit
 from volpatch.storage.open import source_of
 from volpatch.storage.output import TargetSpec, WorkTree
-from volpatch.storage.stores.local import check_target
+from volpatch.storage.publish import completion, publish
+from volpatch.storage.stores.local import SUFFIX, check_target
 from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
@@ -55,6 +62,9 @@ def to_zarr(
     durability: Durability = "full",
 ) -> str:
     """Write an array as OME-Zarr 0.5, as `volpatch.run` does.
+
+    Its records go along, so `verify`, `status` and `commit` know the output as they know that
+    of a run; it cannot be gone on with, or repaired, since an array has no name.
 
     Parameters
     ----------
@@ -117,36 +127,70 @@ def to_zarr(
             stacklevel=2,
         )
     work = WorkTree(os.fspath(path), durability=durability)
-    if work.has_plan and not overwrite:
+    there = PlanFile.load(work.data / SUFFIX)
+    if there is not None and there.writer is None and not overwrite:
         raise TargetError(
             f"an unfinished run is building {str(work.target)!r}; finish it, remove it with "
             f"`volpatch clean`, or pass overwrite=True"
         )
-    work.prepare(spec, overwrite=overwrite)
+    pairs = zip(_sizes(data, spec), spec.unit, strict=True)
+    whole = tuple(_aligned(sizes, unit) for sizes, unit in pairs)
+    plan = _plan(spec, whole)
+    work.prepare(spec, overwrite=overwrite, record=completion(plan, spec))
     call = work.tmp / uuid.uuid4().hex
     with work.in_use():
         try:
             call.mkdir()
-            _write(data, WriteBlock(str(work.target), spec, durability, call.name))
-            work.publish(spec)
+            begin_records(work.site.ledger, work.puts)
+            _write(data, whole, WriteBlock(str(work.target), spec, durability, call.name))
+            plan.create(work.site.ledger, work.puts)
+            publish(work, plan, spec)
         except BaseException:
             _give_up(work, call)
             raise
     return str(work.target)
 
 
-def _write(data: Any, write: WriteBlock) -> None:
+def _sizes(data: Any, spec: TargetSpec) -> tuple[tuple[int, ...], ...]:
+    """Sizes of the blocks along each axis, which need not be whole write units yet."""
+    if not isinstance(data, np.ndarray):
+        chunks: tuple[tuple[int, ...], ...] = data.chunks
+        return chunks
+    axis = _streamed(spec)
+    row = [*spec.unit[: axis + 1], *spec.shape[axis + 1 :]]
+    return tuple(
+        tuple(min(edge, size - at) for at in range(0, size, edge))
+        for edge, size in zip(row, spec.shape, strict=True)
+    )
+
+
+def _plan(spec: TargetSpec, whole: Sequence[Sequence[int]]) -> PlanFile:
+    """What tells of an output that no run has made; its blocks count as regions."""
+    layout = {
+        "regions": math.prod(map(len, whole)),
+        "patches": 0,
+        "region": [max(sizes) for sizes in whole],
+        "result": {
+            **dict.fromkeys(("channels_out", "final_dtype", "final_channels")),
+            "result_dtype": spec.dtype,
+        },
+        "func_memory": 0,
+        "resident": 0,
+        "input": [],
+    }
+    return PlanFile({"writer": "to_zarr", "output": spec.to_json()}, layout, None)
+
+
+def _write(data: Any, whole: tuple[tuple[int, ...], ...], write: WriteBlock) -> None:
     """Compute all blocks, each of whole write units, and write each where it is computed."""
     import dask.array as da
 
-    spec, there = write.spec, isinstance(data, np.ndarray)
+    there = isinstance(data, np.ndarray)
     if there:
-        row = [*spec.unit[: write.axis + 1], *spec.shape[write.axis + 1 :]]
-        data = da.from_array(data, chunks=tuple(row), name=False)  # type: ignore[no-untyped-call]
-    whole = [_aligned(own, unit) for own, unit in zip(data.chunks, spec.unit, strict=True)]
+        data = da.from_array(data, chunks=whole, name=False)  # type: ignore[no-untyped-call]
     written = da.map_blocks(  # type: ignore[no-untyped-call]
         write,
-        data.rechunk(tuple(whole)),
+        data.rechunk(whole),
         tuple(map(borders, whole)),
         chunks=tuple((1,) * len(sizes) for sizes in whole),
         dtype=np.bool_,
@@ -171,11 +215,6 @@ class WriteBlock:
     durability: Durability
     call: str
 
-    @property
-    def axis(self) -> int:
-        """The first of z, y, x, along which `run` streams: it orders the chunks of a shard."""
-        return next(i for i, dim in enumerate(self.spec.dims) if dim in SPATIAL)
-
     def __call__(
         self, block: Array, edges: tuple[tuple[int, ...], ...], block_id: tuple[int, ...] = ()
     ) -> Array:
@@ -183,9 +222,27 @@ class WriteBlock:
         stop = tuple(edge[i + 1] for edge, i in zip(edges, block_id, strict=True))
         work = WorkTree(self.target, durability=self.durability)
         work.puts.tmp = work.tmp / self.call
-        with work.writer(self.spec, start, stop, stream_axis=self.axis) as writer:
-            writer.write(block, start[self.axis])
+        axis = _streamed(self.spec)
+        with work.writer(self.spec, start, stop, stream_axis=axis) as writer:
+            writer.write(block, start[axis])
+            units = writer.drain()
+        number = int(np.ravel_multi_index(block_id, [len(edge) - 1 for edge in edges]))
+        log = _recorder(work.site.ledger, self.target, self.durability, self.call)
+        log.write("layer", number, of=len(units), units=units, patches=0, clipped=0)
         return np.ones((1,) * block.ndim, np.bool_)
+
+
+@functools.lru_cache(maxsize=16)
+def _recorder(folder: Path, target: str, durability: Durability, call: str) -> Recorder:
+    """The file of records of this process and call."""
+    work = WorkTree(target, durability=durability)
+    work.puts.tmp = work.tmp / call
+    return Recorder(folder, work.puts)
+
+
+def _streamed(spec: TargetSpec) -> int:
+    """The first of z, y, x, along which `run` streams: it orders the chunks of a shard."""
+    return next(i for i, dim in enumerate(spec.dims) if dim in SPATIAL)
 
 
 def _aligned(sizes: Sequence[int], unit: int) -> tuple[int, ...]:

@@ -102,6 +102,12 @@ class PlanFile:
         return digest(self.identity)
 
     @property
+    def writer(self) -> str | None:
+        """What wrote the output, where that was no run: nobody can go on with it."""
+        found = self.identity.get("writer")
+        return None if found is None else str(found)
+
+    @property
     def n_regions(self) -> int:
         return int(self.layout["regions"])
 
@@ -143,9 +149,8 @@ class PlanFile:
 
     def create(self, folder: Path, puts: Puts) -> PlanFile:
         """Put the plan, unless another process was first; gives the plan that is there."""
+        begin_records(folder, puts)
         with disk_errors(folder):
-            puts.make_folder(folder, exist_ok=True)
-            puts.make_folder(folder / RECORDS, exist_ok=True)
             puts.put_new(folder / PLAN, self.to_bytes())
         there = PlanFile.load(folder)
         if there is None:
@@ -156,6 +161,8 @@ class PlanFile:
 
     def differences(self, other: PlanFile) -> list[str]:
         """Fields in which another plan differs, old against new; the input's files apart."""
+        if self.writer is not None and self.writer != other.writer:
+            return [f"it was written by {self.writer} and is now asked of run"]
         mine, theirs = dict(flat(self.identity)), dict(flat(other.identity))
         files = dict(flat({"depends_on": other.layout.get("depends_on")}))
         unlike = {
@@ -185,6 +192,13 @@ class PlanFile:
                 f"{str(place)!r} holds a run of another plan: {'; '.join(differences)}. Ask for "
                 f"the same again to go on with it, or start over with overwrite=True"
             )
+
+
+def begin_records(folder: Path, puts: Puts) -> None:
+    """Make a ledger's folders, where they are not there yet."""
+    with disk_errors(folder):
+        puts.make_folder(folder, exist_ok=True)
+        puts.make_folder(folder / RECORDS, exist_ok=True)
 
 
 def _goes_without_saying(name: str, unlike: Collection[str]) -> bool:

@@ -130,7 +130,9 @@ class WorkTree:
             )
         return Site(self.data, self.tmp / tree, self.puts.durability)
 
-    def prepare(self, spec: TargetSpec, *, overwrite: bool) -> None:
+    def prepare(
+        self, spec: TargetSpec, *, overwrite: bool, record: Mapping[str, Any] | None = None
+    ) -> None:
         """Start afresh: check, drop an unfinished tree of ours, write the metadata.
 
         Parameters
@@ -138,13 +140,15 @@ class WorkTree:
         spec : TargetSpec
         overwrite : bool
             Whether `publish` may replace an earlier output; that one stays until then.
+        record : mapping, optional
+            What the finished output says of itself, which it is when it is seen under its name.
         """
         self.restore()
         check_target(self.target, overwrite=overwrite, source_path=None)
         with self.unused():
             self.discard()
         self.begin(overwrite=overwrite)
-        self.put_metadata(spec, {"complete": True})  # which it is when it is seen under its name
+        self.put_metadata(spec, {"complete": True} if record is None else record)
 
     def begin(self, *, overwrite: bool, mends: bool = False) -> None:
         """Make the folders, or those that are missing; several processes may do so at once.
