@@ -163,7 +163,7 @@ def resume(bench: Bench, **more: Any) -> None:
     try:
         assert bench.run(**more).complete
     except TargetError as error:  # the old output is whole, and nothing new was begun
-        if "exists, and was made by another job: output.attributes.window was" not in str(error):
+        if "exists, and was made by another job: window was" not in str(error):
             raise
 
 

@@ -66,7 +66,7 @@ FIELDS = {
     "stride": ({}, {"stride": 3}, r"grid\.stride was \[4, 4, 4\] and is now \[3, 3, 3\]"),
     "overlap": ({"stride": None, "overlap": 2}, {"overlap": 3}, r"grid\.stride was \[4, 4, 4\]"),
     "window": ({}, {"window": "triangle"}, r"window was \[\"hann\".* is now \[\"triangle\""),
-    "window function": ({"window": np.hamming}, {"window": np.ones}, r"; window was \[\[0\.\d.*1"),
+    "window function": ({"window": np.hamming}, {"window": np.ones}, r"window was \[\[0\.\d.*1"),
     "edge": ({}, {"edge": "pad"}, r"grid\.edge was \[\"shift\".* is now \[\"pad\""),
     "offset": (
         {"fill_value": 0},

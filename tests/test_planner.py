@@ -20,7 +20,7 @@ from volpatch import GridError, MemoryLimitError, SettingError
 from volpatch.core.parse import parse_bytes
 from volpatch.planning import job
 from volpatch.planning.fit import _cost
-from volpatch.storage.volume import Layout, make_source
+from volpatch.storage.volume import StoredAxes, make_source
 
 DIMS = ("t", "c", "z", "y", "x")
 MIB = 2**20
@@ -30,10 +30,10 @@ def stored(shape, dtype="uint16", chunks=16, shards=None, dims=None):
     """A volume that only says what it is; planning reads nothing of it."""
     n = len(shape)
     chunks = (chunks,) * n if isinstance(chunks, int) else chunks
-    layout = Layout(
+    axes = StoredAxes(
         dims or DIMS[-n:], tuple(shape), chunks, shards, (1.0,) * n, (0.0,) * n, (None,) * n
     )
-    return make_source("volume.zarr", level=0, layout=layout, dtype=np.dtype(dtype), reader=None)
+    return make_source("volume.zarr", level=0, axes=axes, dtype=np.dtype(dtype), reader=None)
 
 
 @st.composite

@@ -233,10 +233,7 @@ def test_of_another_function_altogether_the_name_is_told_and_not_all_it_is_made_
     with pytest.raises(TargetError) as caught:
         run(here, by_other_method(1))
     told = str(caught.value).partition(ANOTHER)[2].partition(". Ask")[0].split("; ")
-    assert [field.split(" was ")[0] for field in told] == [
-        "function.target",
-        "output.attributes.function",
-    ]
+    assert [field.split(" was ")[0] for field in told] == ["function.target"]
 
 
 @pytest.mark.parametrize("name", ["finalize", "skip", "setup"])

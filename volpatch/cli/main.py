@@ -302,18 +302,29 @@ def cli() -> None:
 
 @cli.command(
     cls=TopicCommand,
-    epilog="\b\nExamples:\n  volpatch info scan.ome.zarr\n  volpatch info slices/ --format json",
+    epilog="\b\nExamples:\n  volpatch info scan.ome.zarr\n  volpatch info slices/ --format json\n"
+    "  volpatch info out.ome.zarr --command",
 )
 @click.argument("path")
+@click.option(
+    "--command",
+    "as_line",
+    is_flag=True,
+    help="Of an output: print the line that makes it again, byte for byte.",
+)
 @options(VolumeOptions, FORMAT)
-def info(path: str, form: str, **words: Any) -> None:
-    """Say what the volume at PATH is; reads metadata only.
+def info(path: str, as_line: bool, form: str, **words: Any) -> None:
+    """Say what the volume at PATH is; reads metadata only. Of an output also how it was made.
 
     A Zarr array, an OME-Zarr image, a TIFF stack or a folder of TIFF slices; a quoted pattern
     such as 'scan/DAPI_z*.tif' is a folder of just those files.
     """
-    from volpatch.report.info import facts_of, info_text
+    from volpatch.report.info import command_of, facts_of, info_text
     from volpatch.storage.open import open_source
+
+    if as_line:
+        click.echo(command_of(path))
+        return
 
     source = open_source(path, **_given(words))
     facts = facts_of(source)

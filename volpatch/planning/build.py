@@ -19,10 +19,11 @@ from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.core.words import make_recipe, patch_or_default
-from volpatch.functions.named import Func, FunctionSpec, operation_dtype
+from volpatch.functions.named import Func, operation_dtype
 from volpatch.planning.fit import fit
 from volpatch.planning.masks import places_of, skips_of
 from volpatch.planning.plan import Plan, Volume, held_before
+from volpatch.planning.provenance import attributes
 from volpatch.storage.open import missing_of, open_source, source_of, with_missing
 from volpatch.storage.output import TargetSpec
 from volpatch.storage.volume import Source
@@ -168,7 +169,6 @@ def target_spec(plan: Plan, source: Source) -> TargetSpec:
         return tuple(sizes.get(axis, 1) for axis in axes)
 
     origin = [o + s * a for o, s, a in zip(source.origin, source.spacing, roi.start, strict=True)]
-    grid = plan.recipe.grid
     return TargetSpec(
         shape=plan.out_shape,
         dtype=str(plan.recipe.out_dtype),
@@ -180,14 +180,7 @@ def target_spec(plan: Plan, source: Source) -> TargetSpec:
         spacing=per_dim(source.spacing, 1.0),
         origin=per_dim(origin, 0.0),
         units=per_dim(source.units, None),
-        attributes={
-            "source": source.name,
-            "function": _name_of(plan.func),
-            "patch": list(grid.patch),
-            "stride": list(grid.stride),
-            "window": [w if isinstance(w, str) else _name_of(w) for w in plan.recipe.windows],
-            "edge": list(grid.edge),
-        },
+        attributes=attributes(plan),
         channel_names=_channel_names(plan, source),
     )
 
@@ -216,13 +209,3 @@ def _check_channels(plan: Plan) -> None:
             f"that is looped over, but an OME-Zarr has one axis besides t, z, y and x; hand it "
             f"whole to the function with channel_axis={dim!r}{choice}"
         )
-
-
-def _name_of(function: Any) -> str | None:
-    if function is None or isinstance(function, str):
-        return function
-    return (
-        function.short_target
-        if isinstance(function, FunctionSpec)
-        else getattr(function, "__qualname__", type(function).__name__)
-    )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from volpatch.core.axes import SPATIAL
-from volpatch.core.errors import SourceError
+from volpatch.core.errors import SourceError, TargetError
 from volpatch.core.parse import printable, show_bytes
+from volpatch.planning.provenance import command
+from volpatch.storage.ledger import PlanFile
 from volpatch.storage.open import open_source
+from volpatch.storage.stores.local import SUFFIX
 from volpatch.storage.volume import Source
 
 _KINDS = {
@@ -45,7 +51,36 @@ def facts_of(source: Source) -> dict[str, Any]:
         "levels": _levels(source),
         "series": source.series,
         "remarks": list(source.remarks),
+        "made": _made(source),
     }
+
+
+def _made(source: Source) -> dict[str, Any] | None:
+    """How an output of volpatch was made, as its records tell; None of any other volume."""
+    with suppress(TargetError):  # damaged: `verify` tells
+        file = PlanFile.load(Path(source.path) / SUFFIX)
+        if file is not None:
+            told = {"writer": file.writer or "run", **file.identity["output"]["attributes"]}
+            return {**told, **{f"made_{k}": v for k, v in file.layout.get("made", {}).items()}}
+    return None
+
+
+def command_of(path: str | os.PathLike[str]) -> str:
+    """The line that makes an output of volpatch again, byte for byte.
+
+    Raises
+    ------
+    TargetError, SettingError
+        It is no output with records; or no command can say how it was made.
+    """
+    place = os.path.abspath(path)
+    file = PlanFile.load(Path(place) / SUFFIX)
+    if file is None:
+        raise TargetError(
+            f"{place!r} has no records of how it was made; name the finished output of "
+            f"`volpatch run`"
+        )
+    return command(file, place)
 
 
 def _levels(source: Source) -> list[list[int]]:
@@ -90,5 +125,28 @@ def info_text(facts: dict[str, Any]) -> str:
         lines.append(f"series    {facts['series']}")
     if facts["units"].get("t"):
         lines.append(f"time      steps of {facts['spacing']['t']:.6g} {facts['units']['t']}")
+    lines.extend(_made_lines(facts["made"]))
     lines.extend(f"remark    {remark}" for remark in facts["remarks"])
     return "\n".join(map(printable, lines))
+
+
+def _made_lines(made: Mapping[str, Any] | None) -> Iterator[str]:
+    """How an output was made, for people."""
+    if made is None:
+        return
+    if made.get("function") is None:
+        yield f"made      by {made['writer']}"
+    else:
+        words = ", ".join(f"{k}={json.dumps(v)}" for k, v in made["parameters"].items())
+        after = f", then {made['finalize']}" if made["finalize"] else ""
+        yield f"made      {made['function']}({words}){after}, of {made['source']}"
+        sizes = ", ".join(f"{name} {tuple(made[name])}" for name in ("patch", "stride", "overlap"))
+        kinds = ", ".join(f"{name} {'/'.join(dict.fromkeys(made[name]))}" for name in _KINDS_OF)
+        yield f"          {sizes}, {kinds}"
+    if "made_by" in made:
+        yield f"          {made['made_time']} from {made['made_source']}"
+        yield f"          {', '.join(f'{k} {v}' for k, v in made['made_versions'].items())}"
+        yield f"          {made['made_by']}"
+
+
+_KINDS_OF = ("window", "edge")

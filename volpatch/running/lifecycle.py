@@ -41,6 +41,7 @@ from volpatch.planning.inputs import (
     watched,
 )
 from volpatch.planning.plan import Plan, some
+from volpatch.planning.provenance import made
 from volpatch.report.progress import Progress
 from volpatch.report.report import RunReport
 from volpatch.running.executors.local import Pool, open_pool
@@ -150,6 +151,7 @@ class Request:
             "resident": trial.resident,
             "input": looks,
             "volume": remembered(self.source),
+            "made": made(plan),
             "depends_on": self.carried.depends,
         }
         file = PlanFile(words, layout, _job_words(plan))

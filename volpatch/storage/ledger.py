@@ -170,11 +170,13 @@ class PlanFile:
             for name in {*mine, *theirs} - {INPUT}
             if canonical(mine.get(name)) != canonical(theirs.get(name))
         }
+        # the attributes of an output repeat what other fields say
+        told = {name for name in unlike if not name.startswith(_ATTRIBUTES)}
         return [
             f"{name}{f' ({files[name]})' if name in files else ''} was "
             f"{_shown(mine.get(name), theirs.get(name))} and is now "
             f"{_shown(theirs.get(name), mine.get(name))}"
-            for name in sorted(unlike)
+            for name in sorted(told or unlike)
             if not _goes_without_saying(name, unlike)
         ]
 
@@ -213,6 +215,7 @@ def _goes_without_saying(name: str, unlike: Collection[str]) -> bool:
     )
 
 
+_ATTRIBUTES = "output.attributes."
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # a SHA-256, of which a part is shown
 _START_OVER = "restore it from a copy, or start over with overwrite=True"
 
