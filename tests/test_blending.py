@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import dask.array
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -474,11 +475,22 @@ def test_a_function_must_keep_its_dtype():
 
 def test_only_arrays_are_taken():
     with pytest.raises(
-        SettingError, match=r"takes a numpy, dask or xarray array, got builtins\.list"
+        SettingError, match=r"takes a numpy, dask or xarray array, .*got a builtins\.list"
     ):
         map_patches(identity, [[1.0]], 1)
     with pytest.raises(SettingError, match="complex64 is not supported"):
         map_patches(identity, np.zeros((4, 4), "complex64"), 2)
+
+
+def test_a_stored_array_is_computed_lazily(tmp_path):
+    values = np.random.default_rng(0).random((9, 10, 11))
+    array = zarr.create_array(tmp_path / "a.zarr", data=values, chunks=(4, 5, 6))
+    result = map_patches(identity, array, 4)
+    assert isinstance(result, dask.array.Array)
+    np.testing.assert_array_equal(result.compute(), map_patches(identity, values, 4))
+    volpatch.run(identity, array, tmp_path / "out.zarr", patch=4)
+    with pytest.raises(volpatch.SourceError, match="got a NumPy array; map_patches computes"):
+        volpatch.run(identity, values, tmp_path / "other.zarr", patch=4)
 
 
 def test_public_names_resolve():

@@ -532,9 +532,9 @@ def test_what_open_volume_returned_is_a_source(tmp_path, source, volume):
     run(functions.shade, opened, tmp_path / "out.zarr", patch=12)
     same(image(tmp_path / "out.zarr"), map_patches(functions.shade, volume, 12))
     for changed in (opened[:20], opened + 1, opened.transpose("x", "y", "z"), opened.compute()):
-        with pytest.raises(SourceError, match=r"roi= for a part of a volume, or map_patches"):
+        with pytest.raises(SourceError, match="that was sliced, computed or made otherwise; roi="):
             run(functions.shade, changed, tmp_path / "no.zarr", patch=12)
-    with pytest.raises(SourceError, match=r"got a numpy\.ndarray .* map_patches for an array"):
+    with pytest.raises(SourceError, match="got a NumPy array; map_patches computes it"):
         run(functions.shade, volume, tmp_path / "no.zarr", patch=12)
     assert os.listdir(tmp_path) == ["out.zarr"]
 

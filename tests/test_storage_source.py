@@ -19,6 +19,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import volpatch
 from volpatch.core.errors import SettingError, SourceError
 from volpatch.storage import ngff as ome
 from volpatch.storage.open import dask_chunks, open_source, open_volume, source_of
@@ -860,7 +861,7 @@ def test_every_kind_computes_under_threads(kinds, kind):
     np.testing.assert_array_equal(volume[::-2, 3], data[::-2, 3])
 
 
-def test_dask_chunks_are_whole_shards_of_about_64_mib(tmp_path):
+def test_dask_chunks_are_whole_shards_of_about_32_mib(tmp_path):
     array = zarr.create_array(
         tmp_path / "a", shape=(2, 900, 3000, 3000), chunks=(1, 20, 64, 64), dtype="u2",
         shards=(1, 60, 256, 256),
@@ -868,8 +869,12 @@ def test_dask_chunks_are_whole_shards_of_about_64_mib(tmp_path):
     chunks = dask_chunks(open_source(tmp_path / "a"))
     assert array.shards is not None
     assert all(size % unit == 0 for size, unit in zip(chunks, array.shards, strict=True))
-    assert 32 * 2**20 < np.prod(chunks) * 2 <= 64 * 2**20
+    assert 16 * 2**20 < np.prod(chunks) * 2 <= 32 * 2**20
     assert open_volume(tmp_path / "a").data.chunksize == chunks
+    assert open_volume(tmp_path / "a", chunks=100).data.chunksize == (1, 100, 100, 100)
+    assert open_volume(tmp_path / "a", chunks={"y": 50}).data.chunksize[2] == 50
+    with pytest.raises(volpatch.GridError, match="chunks names axis 'q', but the axes are"):
+        open_volume(tmp_path / "a", chunks={"q": 50})
 
 
 def test_a_source_reads_in_another_process(kinds):

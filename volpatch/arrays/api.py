@@ -7,9 +7,7 @@ apart (data, names of axes), works on NumPy or dask, and puts the answer togethe
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,7 +17,7 @@ from volpatch.arrays import dask as lazy
 from volpatch.compute.blend import Stats
 from volpatch.compute.inmemory import cut_patches, map_array, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
-from volpatch.core.axes import CHANNELS, default_dims, distinct_names
+from volpatch.core.axes import CHANNELS
 from volpatch.core.declared import completed, takes
 from volpatch.core.errors import GridError, SettingError
 from volpatch.core.grid import AxisGrid, Box, PatchGrid, check_grid
@@ -31,7 +29,7 @@ from volpatch.core.window import Window, windows_per_axis
 from volpatch.core.words import make_grid, make_recipe, patch_or_default
 from volpatch.functions.named import Function, by_name, loaded, operation_dtype
 from volpatch.planning.masks import places_of, skips_of
-from volpatch.storage.adapt import check_chunks, is_dask, refuse_masked
+from volpatch.storage.adapt import AnyVolume, as_array
 from volpatch.storage.open import check_lazy
 
 Array = NDArray[Any]
@@ -39,54 +37,6 @@ PATCH_SUFFIX = "_patch"
 # where extract leaves the volume's coordinates and the order of its axes for merge to find
 VOLUME_COORD = "volpatch_volume"
 VOLUME_DIMS = "volpatch_dims"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """An array taken apart: its data (NumPy or dask), its axes' names, where it came from."""
-
-    data: Any
-    dims: tuple[str, ...]
-    origin: Any = None  # the DataArray, if it was one
-
-    @classmethod
-    def of(cls, array: Any, what: str) -> Labelled:
-        """Take an array apart, or say what was wanted."""
-        refuse_masked(array, f"what {what} was given")
-        if hasattr(array, "dims") and hasattr(array, "variable"):
-            if is_dask(array.data):
-                check_chunks(array.data)
-            return cls(array.data, distinct_names(array.dims, what), array)
-        if is_dask(array):
-            check_chunks(array)
-        if isinstance(array, np.ndarray) or is_dask(array):
-            return cls(array, default_dims(array.ndim))
-        kind = f"{type(array).__module__}.{type(array).__name__}"
-        if isinstance(array, str | os.PathLike):
-            hint = "open_volume(path) makes one of a path, and volpatch.run takes paths"
-        elif hasattr(array, "data_vars"):
-            hint = "map its variables one by one: dataset.map(lambda v: ...)"
-        else:
-            hint = "numpy.asarray(array) makes one"
-        raise SettingError(f"{what} takes a numpy, dask or xarray array, got {kind}; {hint}")
-
-    @property
-    def named(self) -> bool:
-        return self.origin is not None
-
-    @property
-    def names(self) -> dict[str, list[str]]:
-        """Names of indices, of the axes whose coordinate holds text."""
-        coords = self.origin.coords if self.named else {}
-        return {
-            dim: [str(name) for name in coords[dim].values]
-            for dim in self.dims
-            if dim in coords and coords[dim].dtype.kind in "OUT"
-        }
-
-    @property
-    def lazy(self) -> bool:
-        return is_dask(self.data)
 
 
 @takes(BlendOptions)
@@ -162,7 +112,7 @@ def map_patches(
     >>> bool(np.allclose(out, image + 1))
     True
     """
-    given = Labelled.of(volume, "map_patches")
+    given = as_array(volume, "map_patches")
     shape = given.data.shape
     layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
     box = parse_roi(roi, given.dims, shape, given.names)
@@ -174,7 +124,7 @@ def map_patches(
         layout, box.shape, given.data.dtype, patch, finalizes=final is not None, **said
     )
     call, finish = loaded(function), None if final is None else loaded(final)
-    places = places_of(given.origin, layout.patched_dims)
+    places = places_of(given, layout.patched_dims)
     holes = skips_of(said, layout, places)
     workers = whole_counts(workers, 1, "workers")
     if not given.lazy:
@@ -195,7 +145,7 @@ def map_patches(
     return _labelled(result[(..., *patched)], given, layout, box)
 
 
-def _labelled(blended: Any, given: Labelled, layout: Layout, box: Box) -> Any:
+def _labelled(blended: Any, given: AnyVolume, layout: Layout, box: Box) -> Any:
     """The result (lead..., [channels,] patched...) as what came in, with its axes in order."""
     channels = blended.ndim > len(layout.lead) + len(layout.patched)
     own: tuple[int | None, ...] = (*layout.lead, *([None] if channels else []), *layout.patched)
@@ -268,7 +218,7 @@ def extract(
     >>> patches.shape, patches[1, 2].tolist()[0]
     ((2, 3, 3, 3), [25.0, 26.0, 27.0])
     """
-    given = Labelled.of(volume, "extract")
+    given = as_array(volume, "extract")
     layout, grid = grid_over(given, patch, stride, overlap, edge, offset)
     dtype = check_dtype(given.data.dtype, "the source's dtype")
     recipe = Recipe(
@@ -319,7 +269,7 @@ def _centres(volume: Any, dim: str, centres: Array) -> tuple[Any, ...]:
 
 
 def grid_over(
-    given: Labelled, patch: Any, stride: Any, overlap: Any, edge: Any, offset: Any
+    given: AnyVolume, patch: Any, stride: Any, overlap: Any, edge: Any, offset: Any
 ) -> tuple[Layout, PatchGrid]:
     """Roles of an array's axes, and the grid over the patched ones."""
     shape = given.data.shape
@@ -397,7 +347,7 @@ def merge(
     True
     """
     check_grid(grid)
-    given = _in_order(Labelled.of(patches, "merge"))
+    given = _in_order(as_array(patches, "merge"))
     lead = lazy.check_patches(given.data.shape, grid)
     kind = check_dtype(given.data.dtype, "the patches' dtype")
     recipe = lazy.merge_recipe(
@@ -424,17 +374,17 @@ def merge(
     return _merged(merged, given, lead, grid)
 
 
-def _in_order(given: Labelled) -> Labelled:
+def _in_order(given: AnyVolume) -> AnyVolume:
     """Patches with the axes (lead..., *_patch, ...) by their names, whatever their order."""
     lattice = [d for d in given.dims if d.endswith(PATCH_SUFFIX)]
     inner = [d.removesuffix(PATCH_SUFFIX) for d in lattice]
     if not given.named or not lattice or not set(inner) <= set(given.dims):
         return given
     lead = [d for d in given.dims if d not in lattice and d not in inner]
-    return Labelled.of(given.origin.transpose(*lead, *lattice, *inner), "merge")
+    return as_array(given.origin.transpose(*lead, *lattice, *inner), "merge")
 
 
-def _merged(merged: Any, given: Labelled, lead: int, grid: PatchGrid) -> Any:
+def _merged(merged: Any, given: AnyVolume, lead: int, grid: PatchGrid) -> Any:
     """The merged volume as a DataArray, if the patches were one."""
     if not given.named:
         return merged

@@ -24,6 +24,7 @@ from volpatch.planning.fit import fit
 from volpatch.planning.masks import places_of, skips_of
 from volpatch.planning.plan import Plan, Volume, held_before
 from volpatch.planning.provenance import attributes
+from volpatch.storage.adapt import Kind, kind_of, path_of
 from volpatch.storage.open import missing_of, open_source, source_of, with_missing
 from volpatch.storage.output import TargetSpec
 from volpatch.storage.volume import Source
@@ -33,17 +34,19 @@ def as_source(
     source: Any, level: int = 0, missing: str = "auto", series: int | str | None = None
 ) -> Source:
     """The stored volume behind a path, or behind what `open_volume` returned."""
-    if isinstance(source, str | os.PathLike):
+    kind = kind_of(source)
+    if kind is Kind.PATH:
         return open_source(source, level=level, series=series, missing=missing)
-    if isinstance(source, Source):
-        found: Source | None = source
-    else:
-        found = source_of(source) if hasattr(source, "encoding") else None
+    if kind is Kind.ZARR and (path := path_of(source)) is not None:
+        return open_source(path, level=level, series=series, missing=missing)
+    found = source if kind is Kind.STORED else None
+    if kind is Kind.XARRAY:
+        found = source_of(source)
     if found is None:
+        shown = kind.value if kind is not Kind.OTHER else type(source).__qualname__
         raise SourceError(
-            f"run and plan take a path or what open_volume returned, got a "
-            f"{type(source).__module__}.{type(source).__name__} that was sliced, computed or made "
-            f"otherwise; use roi= for a part of a volume, or map_patches for an array"
+            f"run and plan take a path or what open_volume returned, got {shown}"
+            f"{_WAYS.get(kind, '')}"
         )
     if series not in (None, found.series):
         raise SettingError(
@@ -51,6 +54,19 @@ def as_source(
             f"series={found.series!r}; pass series to open_volume"
         )
     return with_missing(found, missing)
+
+
+_IN_MEMORY = "; map_patches computes it where it is, and to_zarr writes what it gives"
+_WAYS = {
+    Kind.NUMPY: _IN_MEMORY,
+    Kind.SEQUENCE: _IN_MEMORY,
+    Kind.DASK: ", which is computed as it is read; go map_patches, then to_zarr",
+    Kind.XARRAY: " that was sliced, computed or made otherwise; roi= takes a part of a volume, and "
+    "for what was computed go map_patches, then to_zarr",
+    Kind.DATASET: "; give one of its variables, as open_volume returns it",
+    Kind.ZARR: " that is no folder on a local disk; map_patches takes it, then to_zarr",
+    Kind.HDF5: "; map_patches takes it, then to_zarr",
+}
 
 
 def make_draft(

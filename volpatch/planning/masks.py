@@ -7,7 +7,6 @@ is stretched over the volume, in cells of a whole number of voxels; see `holes.b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,8 @@ from volpatch.core.errors import SettingError
 from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout
 from volpatch.core.parse import by_axis
-from volpatch.storage.adapt import refuse_masked
+from volpatch.storage.adapt import AnyVolume, as_volume
 from volpatch.storage.ngff import METERS, normal_unit
-from volpatch.storage.open import open_source, source_of
 from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
@@ -48,11 +46,13 @@ class Place:
     positions: tuple[float, ...] | None = None
 
 
-def places_of(volume: Any, dims: Sequence[str]) -> tuple[Place | None, ...]:
-    """Places of a Source or a DataArray along some of its axes; None where it tells none."""
-    if isinstance(volume, Source):
-        return tuple(_stored_place(volume, volume.dims.index(d)) for d in dims)
-    coords = getattr(volume, "coords", {})
+def places_of(volume: AnyVolume | Source, dims: Sequence[str]) -> tuple[Place | None, ...]:
+    """Places of a volume along some of its axes; None where it tells none."""
+    source = volume if isinstance(volume, Source) else volume.source
+    if source is not None:
+        return tuple(_stored_place(source, source.dims.index(d)) for d in dims)
+    origin = None if isinstance(volume, Source) else volume.origin
+    coords = {} if origin is None else origin.coords
     return tuple(_coordinate_place(coords[d]) if d in coords else None for d in dims)
 
 
@@ -260,17 +260,19 @@ def placed(
     mask: Any, dims: Sequence[str], what: str, *, named: bool
 ) -> tuple[Any, tuple[Place | None, ...]]:
     """A mask as something that can be sliced along the axes `dims`, and its places there."""
-    refuse_masked(mask, what)
-    if isinstance(mask, str | os.PathLike):
-        mask = open_source(mask)
-    labelled = hasattr(mask, "variable") and hasattr(mask, "dims")
-    if labelled:
-        mask = source_of(mask) or mask
-    if isinstance(mask, Source):
-        stored = StoredMask.of(mask, dims)
-        return stored, places_of(mask, [mask.dims[i] for i in stored.axes])
+    given = as_volume(mask, what)
+    if given.source is not None:
+        stored = StoredMask.of(given.source, dims)
+        return stored, places_of(given, [given.dims[i] for i in stored.axes])
     own: tuple[Place | None, ...] = (None,) * len(dims)
-    if labelled:
+    if given.lazy:
+        raise SettingError(
+            f"{what} is a dask array, but it is looked at while blocks are computed; pass "
+            f"mask.compute(), a coarser array, or the path of a stored volume"
+        )
+    mask = given.data
+    if given.origin is not None:
+        mask = given.origin
         spare = [d for d in mask.dims if d not in dims and mask.sizes[d] == 1]
         mask = mask.isel(dict.fromkeys(spare, 0)) if len(mask.dims) > len(dims) else mask
         if set(mask.dims) == set(dims):  # by name, whatever the order
@@ -280,10 +282,5 @@ def placed(
                 f"{what} has the axes {tuple(map(str, mask.dims))} with coordinates, but "
                 f"{tuple(dims)} are patched; rename them, or give its values alone (.values)"
             )
-        own, mask = places_of(mask, mask.dims), mask.data
-    if hasattr(mask, "dask"):
-        raise SettingError(
-            f"{what} is a dask array, but it is looked at while blocks are computed; pass "
-            f"mask.compute(), a coarser array, or the path of a stored volume"
-        )
-    return mask if hasattr(mask, "shape") else np.asarray(mask), own
+        own, mask = places_of(as_volume(mask, what), mask.dims), mask.data
+    return mask, own

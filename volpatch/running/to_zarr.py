@@ -30,22 +30,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.arrays.api import Labelled
 from volpatch.arrays.dask import borders
 from volpatch.core.axes import CHANNELS, SPATIAL, default_dims, has_positions, in_order
 from volpatch.core.errors import SettingError, TargetError
 from volpatch.core.layout import write_units
 from volpatch.core.options import Durability, Sizes
-from volpatch.storage.adapt import checked
+from volpatch.storage.adapt import AnyVolume, as_array, checked
 from volpatch.storage.endings import check_ending
 from volpatch.storage.ledger import PlanFile, Recorder, begin_records
 from volpatch.storage.locks import check_locks
 from volpatch.storage.ngff import normal_unit
-from volpatch.storage.open import source_of
+from volpatch.storage.open import sources_of
 from volpatch.storage.output import TargetSpec, WorkTree
 from volpatch.storage.publish import completion, publish
 from volpatch.storage.stores.local import SUFFIX, check_target
-from volpatch.storage.volume import Source
 
 Array = NDArray[Any]
 EVENNESS = 1e-3  # of a step: what positions may be off a regular grid
@@ -116,8 +114,8 @@ def to_zarr(
     """
     check_locks()
     check_ending(path)
-    given = Labelled.of(array, "to_zarr")
-    for source in _sources(given):
+    given = as_array(array, "to_zarr")
+    for source in sources_of(given.data):
         check_target(os.fspath(path), overwrite=overwrite, source_path=source.path)
     data, spec = _described(given, chunks, shards, codec)
     for dim in _uneven(given):
@@ -269,7 +267,7 @@ def _give_up(work: WorkTree, call: Path) -> None:
 # -- what the output looks like ------------------------------------------------------------
 
 
-def _described(given: Labelled, chunks: Any, shards: Any, codec: str) -> tuple[Any, TargetSpec]:
+def _described(given: AnyVolume, chunks: Any, shards: Any, codec: str) -> tuple[Any, TargetSpec]:
     """The data with its axes in order, and what its output looks like."""
     names = _names(given)
     order = in_order(names)
@@ -301,14 +299,14 @@ def _described(given: Labelled, chunks: Any, shards: Any, codec: str) -> tuple[A
     )
 
 
-def _channel_names(given: Labelled) -> tuple[str, ...] | None:
+def _channel_names(given: AnyVolume) -> tuple[str, ...] | None:
     """Names of the channels, where the array has them as a coordinate."""
     coord = given.origin.coords.get(CHANNELS) if given.named and CHANNELS in given.dims else None
     values = [] if coord is None else coord.values.tolist()
     return tuple(values) if values and all(isinstance(v, str) for v in values) else None
 
 
-def _names(given: Labelled) -> tuple[str, ...]:
+def _names(given: AnyVolume) -> tuple[str, ...]:
     """Names of the axes; those that xarray made up are no names."""
     made_up = all(dim == f"dim_{i}" for i, dim in enumerate(given.dims))
     return default_dims(len(given.dims)) if made_up else given.dims
@@ -326,11 +324,11 @@ def _check_axes(dims: Sequence[str], shape: Sequence[int]) -> None:
         )
 
 
-def _place(given: Labelled, axis: int, dim: str) -> tuple[float, float, str | None]:
+def _place(given: AnyVolume, axis: int, dim: str) -> tuple[float, float, str | None]:
     """Spacing, origin and unit along an axis; voxels where the array does not tell."""
     if not given.named or not has_positions(dim):
         return 1.0, 0.0, None
-    source = source_of(given.origin)
+    source = given.source
     coord = given.origin.coords.get(given.dims[axis])
     if source is not None and coord is not None:
         # one position tells no distance, so the source is asked, unless others were assigned
@@ -344,7 +342,7 @@ def _place(given: Labelled, axis: int, dim: str) -> tuple[float, float, str | No
     return step, float(coord.values[0]), normal_unit(coord.attrs.get("units"))
 
 
-def _uneven(given: Labelled) -> Iterable[str]:
+def _uneven(given: AnyVolume) -> Iterable[str]:
     """Axes whose positions cannot be kept."""
     coords = given.origin.coords if given.named else {}
     for dim in given.dims:
@@ -375,14 +373,3 @@ def _step(positions: Array) -> float | None:
         if np.array_equal(values[0] + step * numbers, values)
     )
     return next(exact, mean)
-
-
-# -- what the array is ---------------------------------------------------------------------
-
-
-def _sources(given: Labelled) -> Iterable[Source]:
-    """Volumes on disk that a lazy array is known to read: those that `open_volume` opened."""
-    layers = getattr(getattr(given.data, "dask", None), "layers", {})
-    for name, layer in layers.items():
-        if name.startswith("original-") and len(layer) == 1:
-            yield from (value for value in layer.values() if isinstance(value, Source))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,7 @@ from volpatch.core.errors import SettingError
 from volpatch.core.grid import Box
 from volpatch.planning.masks import Place, axis_cells, places_of
 from volpatch.sampling.views import View, check_listed
-from volpatch.storage.open import open_source
-from volpatch.storage.volume import Source
+from volpatch.storage.adapt import as_volume
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -176,16 +174,13 @@ class Marks:
         places: Sequence[Place | None],
     ) -> Marks:
         """Marks on the grid of the patched axes `dims`, or coarser."""
-        if isinstance(marks, str | os.PathLike):
-            marks = open_source(marks)
-        labelled = hasattr(marks, "encoding") and hasattr(marks, "dims")
-        named = labelled or isinstance(marks, Source)
-        view = View.of(marks, what)
+        given = as_volume(marks, what)
+        view = View.over(given, what)
         extra = len(view.shape) - len(shape)
         counts = view.shape[max(0, extra) :]
         own: Sequence[Place | None] = (None,) * len(shape)
-        if named and extra >= 0:
-            own = places_of(marks, view.dims[extra:])
+        if given.named and extra >= 0:
+            own = places_of(given, view.dims[extra:])
         longer = any(
             m > n and (place is None or not place.certain)
             for m, n, place in zip(counts, shape, own, strict=False)

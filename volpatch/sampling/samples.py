@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,10 @@ from volpatch.core.grid import Box, per_axis, whole_number
 from volpatch.core.layout import Layout, refuse_grid
 from volpatch.core.options import Sizes
 from volpatch.core.parse import by_axis, whole_counts
-from volpatch.planning.masks import Place, places_of
+from volpatch.planning.masks import places_of
 from volpatch.sampling.census import Cells, Census, Marks, Room, inside
 from volpatch.sampling.views import View, channels_of, reader
-from volpatch.storage.adapt import refuse_masked
-from volpatch.storage.open import open_source
-from volpatch.storage.volume import Source
+from volpatch.storage.adapt import Kind, as_volume, kind_of, refuse_masked
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -119,7 +116,8 @@ def sample_patches(
     """
     refuse_grid(patch)
     names, given = _named(volumes)
-    views = [View.of(volume, name) for name, volume in zip(names, given, strict=True)]
+    seen = [as_volume(volume, name) for name, volume in zip(names, given, strict=True)]
+    views = [View.over(volume, name) for name, volume in zip(names, seen, strict=True)]
     layouts = _aligned(names, views, patch, channel_axis)
     dims, shape = layouts[0].patched_dims, layouts[0].patched_shape
     for name, view, layout in zip(names, views, layouts, strict=True):
@@ -128,7 +126,7 @@ def sample_patches(
                 f"the axes of {name} are {layout.patched_dims}, those of {names[0]} {dims}; "
                 f"transpose one of them"
             )
-    places = _places(given[0], dims)
+    places = places_of(seen[0], dims)
     marks = [
         None if one is None else Marks.of(_by_name(one, dims), what, dims, shape, places)
         for one, what in ((where, "where"), (balance, "balance"))
@@ -155,7 +153,7 @@ def sample_patches(
 
 def _named(volumes: Any) -> tuple[list[str], list[Any]]:
     """The volumes, and what messages call them."""
-    if isinstance(volumes, Mapping) and not hasattr(volumes, "data_vars"):
+    if isinstance(volumes, Mapping) and kind_of(volumes) is not Kind.DATASET:
         names, given = [f"volume {key!r}" for key in volumes], list(volumes.values())
     elif isinstance(volumes, list | tuple):
         names, given = [f"volume {i}" for i in range(len(volumes))], list(volumes)
@@ -164,13 +162,6 @@ def _named(volumes: Any) -> tuple[list[str], list[Any]]:
     if not given:
         raise SettingError("there are no volumes to sample; give at least one")
     return names, given
-
-
-def _places(volume: Any, dims: Sequence[str]) -> tuple[Place | None, ...]:
-    """Where the volume's voxels lie, if it tells."""
-    stored = open_source(volume) if isinstance(volume, str | os.PathLike) else volume
-    known = isinstance(stored, Source) or hasattr(stored, "coords")
-    return places_of(stored, dims) if known else (None,) * len(dims)
 
 
 def _by_name(marks: Any, dims: Sequence[str]) -> Any:

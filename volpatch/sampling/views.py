@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.stream import Read
-from volpatch.core.axes import default_dims, distinct_names
-from volpatch.core.errors import GridError, SettingError
+from volpatch.core.errors import SettingError
 from volpatch.core.grid import Box
 from volpatch.core.layout import Layout
 from volpatch.core.recipe import check_dtype
-from volpatch.storage.adapt import checked, is_dask, refuse_lie, refuse_masked
-from volpatch.storage.open import open_source, source_of
-from volpatch.storage.volume import Source
+from volpatch.storage.adapt import AnyVolume, as_volume
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -48,59 +44,18 @@ class View:
 
     @classmethod
     def of(cls, volume: Any, what: str) -> View:
-        """Look at a path, a Source, a DataArray, or anything with a shape that can be sliced."""
-        refuse_masked(volume, what)
-        xarray = hasattr(volume, "encoding") and hasattr(volume, "dims")
-        if isinstance(volume, str | os.PathLike):
-            volume = open_source(volume)
-        elif hasattr(volume, "data_vars"):
-            raise SettingError(
-                f"{what} is a Dataset of {sorted(map(str, volume.data_vars))}; give one variable"
-            )
-        elif xarray:
-            volume = source_of(volume) or volume
-        elif isinstance(volume, list | tuple):
-            volume = np.asarray(volume)
-        if not all(hasattr(volume, name) for name in ("shape", "dtype", "__getitem__")):
-            raise SettingError(
-                f"{what} must be a NumPy, dask or xarray array or a path; "
-                f"got {type(volume).__module__}.{type(volume).__name__}"
-            )
-        shape, chunks = tuple(volume.shape), getattr(volume, "chunks", None)
-        if any(n != n for n in shape):
-            raise GridError(
-                f"{what} has the shape {shape}: dask does not know its chunk sizes; "
-                f"call compute_chunk_sizes() on it first"
-            )
-        dims = getattr(volume, "dims", None) if xarray or isinstance(volume, Source) else None
-        return cls(
-            default_dims(len(shape)) if dims is None else distinct_names(dims, what),
-            shape,
-            check_dtype(volume.dtype, f"the dtype of {what},"),
-            dims is not None,
-            None if chunks is None else tuple(map(borders_of, shape, chunks)),
-            volume.read if isinstance(volume, Source) else partial(_copy, _data(volume), what),
-        )
+        """Look at any kind of volume."""
+        return cls.over(as_volume(volume, what), what)
 
-
-def _data(volume: Any) -> Any:
-    """What is sliced: the dask array of a DataArray, which is cheaper, with its blocks checked."""
-    lazy = hasattr(volume, "encoding") and volume.chunks is not None
-    data = volume.data if lazy else volume
-    return checked(data) if is_dask(data) else data
-
-
-def _copy(volume: Any, what: str, selection: tuple[slice, ...], out: Array) -> None:
-    found = volume[selection]
-    if is_dask(found):
-        found = found.compute()
-    values = np.asanyarray(found)
-    refuse_lie(values, out.shape, volume.dtype, f"{what} at {_said(selection)}")
-    out[...] = values
-
-
-def _said(selection: tuple[slice, ...]) -> str:
-    return f"[{', '.join(f'{one.start}:{one.stop}' for one in selection)}]"
+    @classmethod
+    def over(cls, volume: AnyVolume, what: str) -> View:
+        """Look at a volume that was taken apart."""
+        borders = None
+        if volume.chunks is not None:
+            borders = tuple(map(borders_of, volume.shape, volume.chunks))
+        dtype = check_dtype(volume.dtype, f"the dtype of {what},")
+        read = partial(volume.read, what=what)
+        return cls(volume.dims, volume.shape, dtype, volume.named, borders, read)
 
 
 def check_listed(count: int, what: str) -> None:

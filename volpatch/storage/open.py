@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from volpatch.core.axes import CHANNELS, SPATIAL, has_positions
-from volpatch.core.errors import SettingError, SourceError
-from volpatch.core.options import check_choice
+from volpatch.core.errors import GridError, SettingError, SourceError
+from volpatch.core.grid import per_axis, whole_number
+from volpatch.core.options import Sizes, check_choice
+from volpatch.storage.blocks import block_shape
 from volpatch.storage.readers import tiff as tiff_source
 from volpatch.storage.readers import tiff_folder
 from volpatch.storage.readers import zarr as zarr_source
@@ -23,10 +25,10 @@ from volpatch.storage.volume import Source
 if TYPE_CHECKING:
     import xarray as xr
 
-_DASK_CHUNK_BYTES = 64 * 2**20
 # voxels of an axis whose coordinates and chunks are listed in memory: 1 GiB of coordinates
 MOST_ALONG = 2**27
-_ENCODING_KEY = "volpatch_source"
+# stored volumes by the names of the dask arrays that read them, as long as those live
+_opened: WeakValueDictionary[str, Source] = WeakValueDictionary()
 
 
 def open_source(
@@ -126,6 +128,7 @@ def open_volume(
     level: int = 0,
     series: int | str | None = None,
     missing: str = "auto",
+    chunks: Sizes | None = None,
 ) -> xr.DataArray:
     """Open a volume on disk as a lazy, dask-backed DataArray with physical coordinates.
 
@@ -133,6 +136,10 @@ def open_volume(
     ----------
     path, level, series, missing
         As in `open_source`.
+    chunks : int, sequence of int, or mapping by axis name, optional
+        Voxels of a block of dask: a number for each of z, y and x, a sequence for the last
+        axes. Without, a block is what is stored as one (a shard, or a chunk), or some of these
+        up to 32 MiB; small blocks cost tasks, big ones memory.
 
     Returns
     -------
@@ -146,10 +153,12 @@ def open_volume(
 
     source = open_source(path, level=level, series=series, missing=missing)
     check_lazy(source.shape, source.dims, "or give run the path, and a roi")
+    blocks = dask_chunks(source, chunks)
+    name = f"{source.name}-{tokenize(source, blocks)}"
     data = da.from_array(  # type: ignore[no-untyped-call]
         source,
-        chunks=dask_chunks(source),
-        name=f"{source.name}-{tokenize(source)}",
+        chunks=blocks,
+        name=name,
         lock=False,
         asarray=False,
         fancy=False,
@@ -162,7 +171,7 @@ def open_volume(
         name=source.name,
         attrs=dict(source.attributes),
     )
-    volume.encoding[_ENCODING_KEY] = (source, data.name)
+    _opened[name] = source
     return volume
 
 
@@ -178,12 +187,14 @@ def check_lazy(shape: Sequence[int], names: Sequence[str], way_out: str) -> None
 
 def source_of(volume: xr.DataArray) -> Source | None:
     """The Source behind what `open_volume` returned; None once it was sliced or computed with."""
-    kept = volume.encoding.get(_ENCODING_KEY)
-    if kept is None or volume.chunks is None:
-        return None
-    source, name = kept
-    untouched = getattr(volume.data, "name", None) == name and volume.dims == source.dims
-    return source if untouched and isinstance(source, Source) else None
+    source = _opened.get(str(getattr(volume.data, "name", "")))
+    return source if source is not None and volume.dims == source.dims else None
+
+
+def sources_of(array: Any) -> list[Source]:
+    """Stored volumes that a lazy array is known to read: those that `open_volume` opened."""
+    layers = getattr(getattr(array, "dask", None), "layers", {})
+    return [source for name in layers if (source := _opened.get(str(name))) is not None]
 
 
 def _coordinates(source: Source) -> dict[str, Any]:
@@ -198,22 +209,32 @@ def _coordinates(source: Source) -> dict[str, Any]:
     return coordinates
 
 
-def dask_chunks(source: Source) -> tuple[int, ...]:
-    """Multiples of a shard (or chunk) of about 64 MiB, as near to a cube as can be."""
-    unit = source.shards or source.chunks
-    chunks = [min(edge, size) for edge, size in zip(unit, source.shape, strict=True)]
-    bytes_now = math.prod(chunks) * source.dtype.itemsize
-    while True:
-        growing = [
-            axis
-            for axis, dim in enumerate(source.dims)
-            if dim in SPATIAL and chunks[axis] < source.shape[axis]
-        ]
-        if not growing or bytes_now * 2 > _DASK_CHUNK_BYTES:
-            return tuple(chunks)
-        axis = min(growing, key=chunks.__getitem__)
-        chunks[axis] = min(chunks[axis] * 2, source.shape[axis])
-        bytes_now = math.prod(chunks) * source.dtype.itemsize
+def dask_chunks(source: Source, chunks: Any = None) -> tuple[int, ...]:
+    """Blocks that are asked for, or else a few stored shards (or chunks) each."""
+    if chunks is None:
+        spatial = [axis for axis, dim in enumerate(source.dims) if dim in SPATIAL]
+        unit = source.shards or source.chunks
+        return block_shape(source.shape, unit, source.dtype.itemsize, spatial)
+    if isinstance(chunks, Mapping):
+        unknown = [dim for dim in chunks if dim not in source.dims]
+        if unknown:
+            raise GridError(
+                f"chunks names axis {unknown[0]!r}, but the axes are {tuple(source.dims)}"
+            )
+        own = dask_chunks(source)
+        sizes = tuple(chunks.get(dim, n) for dim, n in zip(source.dims, own, strict=True))
+    else:
+        given = per_axis(chunks, len(chunks), "chunks") if hasattr(chunks, "__len__") else None
+        every = sum(dim in SPATIAL for dim in source.dims)
+        sizes = (chunks,) * every if given is None else given
+        if len(sizes) > source.ndim:
+            raise GridError(f"chunks has {len(sizes)} sizes, but the axes are {source.dims}")
+        sizes = (*dask_chunks(source)[: source.ndim - len(sizes)], *sizes)
+    whole = [whole_number(n, f"chunks on {dim}") for n, dim in zip(sizes, source.dims, strict=True)]
+    for n, dim in zip(whole, source.dims, strict=True):
+        if n < 1:
+            raise GridError(f"chunks on {dim} must be at least 1, got {n}")
+    return tuple(min(n, size) for n, size in zip(whole, source.shape, strict=True))
 
 
 @contextmanager
