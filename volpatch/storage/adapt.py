@@ -11,6 +11,7 @@ mask, and assigning broadcasts a block of one plane to as many as a dask array p
 from __future__ import annotations
 
 import enum
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -113,12 +114,17 @@ class AnyVolume:
             if dim in coords and coords[dim].dtype.kind in "OUT"
         }
 
+    @functools.cached_property
+    def _sound(self) -> Any:
+        """What is sliced, with the blocks of a lazy array looked at; made once, not per box."""
+        return checked(self.data) if self.lazy else self.data
+
     def read(self, selection: tuple[slice, ...], out: Array, what: str) -> None:
         """Fill `out` with a box, and refuse values that are other than was said."""
         if self.source is not None:
             self.source.read(selection, out)
             return
-        found = (checked(self.data) if self.lazy else self.data)[selection]
+        found = self._sound[selection]
         values = np.asanyarray(found.compute() if is_dask(found) else found)
         box = ", ".join(f"{one.start}:{one.stop}" for one in selection)
         refuse_lie(values, out.shape, self.dtype, f"{what} at [{box}]")
