@@ -139,9 +139,9 @@ def to_zarr(
     with work.in_use():
         try:
             call.mkdir()
-            begin_records(work.site.ledger, work.puts)
+            begin_records(work.data / SUFFIX, work.puts)
             _write(data, whole, WriteBlock(str(work.target), spec, durability, call.name))
-            plan.create(work.site.ledger, work.puts)
+            plan.create(work.data / SUFFIX, work.puts)
             publish(work, plan, spec)
         except BaseException:
             _give_up(work, call)
@@ -218,24 +218,29 @@ class WriteBlock:
     ) -> Array:
         start = tuple(edge[i] for edge, i in zip(edges, block_id, strict=True))
         stop = tuple(edge[i + 1] for edge, i in zip(edges, block_id, strict=True))
-        work = WorkTree(self.target, durability=self.durability)
-        work.puts.tmp = work.tmp / self.call
+        work = _tree(self.target, self.durability, self.call)
         axis = _streamed(self.spec)
         with work.writer(self.spec, start, stop, stream_axis=axis) as writer:
             writer.write(block, start[axis])
             units = writer.drain()
         number = int(np.ravel_multi_index(block_id, [len(edge) - 1 for edge in edges]))
-        log = _recorder(work.site.ledger, self.target, self.durability, self.call)
+        log = _recorder(self.target, self.durability, self.call)
         log.write("layer", number, of=len(units), units=units, patches=0, clipped=0)
         return np.ones((1,) * block.ndim, np.bool_)
 
 
 @functools.lru_cache(maxsize=16)
-def _recorder(folder: Path, target: str, durability: Durability, call: str) -> Recorder:
+def _recorder(target: str, durability: Durability, call: str) -> Recorder:
     """The file of records of this process and call."""
+    work = _tree(target, durability, call)
+    return Recorder(work.data / SUFFIX, work.puts)
+
+
+def _tree(target: str, durability: Durability, call: str) -> WorkTree:
+    """Where the output is built, with the temporary files of one call in its own folder."""
     work = WorkTree(target, durability=durability)
     work.puts.tmp = work.tmp / call
-    return Recorder(folder, work.puts)
+    return work
 
 
 def _streamed(spec: TargetSpec) -> int:
