@@ -121,7 +121,7 @@ def map_patches(
         said["dtype"] = operation_dtype(function, given.data.dtype)
     patch = patch_or_default(patch, layout)
     recipe = make_recipe(
-        layout, box.shape, given.data.dtype, patch, finalizes=final is not None, **said
+        layout, box.shape, given.data.dtype, patch, said, finalizes=final is not None
     )
     call, finish = loaded(function), None if final is None else loaded(final)
     places = places_of(given, layout.patched_dims)

@@ -475,8 +475,7 @@ def _job_call(
 
 def _given(words: dict[str, Any]) -> Any:
     """Those options that were given; the library has the defaults of the others."""
-    unsaid = (None, False, ())
-    return {n: v for n, v in words.items() if not any(v is nothing for nothing in unsaid)}
+    return {n: v for n, v in words.items() if v is not None and v is not False and v != ()}
 
 
 def _functions(words: dict[str, Any]) -> tuple[FunctionSpec | None, FunctionSpec | None]:

@@ -288,10 +288,13 @@ def as_command(text: str) -> str:
     return _BARE.sub(lambda found: _FLAGS[found[1]], _SAID.sub(_with_flag, text))
 
 
+_QUOTES = "'\""
+
+
 def _with_flag(found: re.Match[str]) -> str:
     flag, value = _FLAGS[found[1]], found[2] or ""
     if value == "True":
         return flag
     if value.startswith("("):
         value = value[1:-1].replace(" ", "").rstrip(",")
-    return f"{flag} {value.strip(chr(39) + chr(34))}".rstrip()
+    return f"{flag} {value.strip(_QUOTES)}".rstrip()

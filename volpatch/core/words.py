@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
-from volpatch.core.declared import completed
 from volpatch.core.grid import PatchGrid
 from volpatch.core.layout import Layout
 from volpatch.core.options import BlendOptions, Sizes
@@ -43,12 +42,16 @@ def make_recipe(
     roi_shape: Sequence[int],
     source_dtype: Any,
     patch: Sizes,
+    said: BlendOptions,
     *,
     finalizes: bool = False,
-    **options: Unpack[BlendOptions],
 ) -> Recipe:
-    """The recipe that the user's words for one volume amount to."""
-    said = completed(options, BlendOptions)
+    """The recipe that the user's words for one volume amount to.
+
+    Parameters
+    ----------
+    said : whole, see `volpatch.core.declared.completed`.
+    """
     dims = layout.patched_dims
     grid = make_grid(layout, patch, said["stride"], said["overlap"], said["edge"], said["offset"])
     source = check_dtype(source_dtype, "the source's dtype")

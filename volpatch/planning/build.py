@@ -80,7 +80,7 @@ def make_draft(
 
     Parameters
     ----------
-    options : whole, see `volpatch.core.options.completed`.
+    options : whole, see `volpatch.core.declared.completed`.
     """
     layout = Layout.of(source.dims, source.shape, options["patch"], options["channel_axis"])
     patch = patch_or_default(options["patch"], layout)
@@ -90,7 +90,7 @@ def make_draft(
     if blend["dtype"] is None:
         blend["dtype"] = operation_dtype(func, source.dtype)
     recipe = make_recipe(
-        layout, roi.shape, source.dtype, patch, finalizes=finalize is not None, **blend
+        layout, roi.shape, source.dtype, patch, blend, finalizes=finalize is not None
     )
     memory, func_memory = options["memory_limit"], options["func_memory"]
     box = [roi.shape[i] for i in layout.patched]

@@ -48,12 +48,13 @@ class Place:
 
 def places_of(volume: AnyVolume | Source, dims: Sequence[str]) -> tuple[Place | None, ...]:
     """Places of a volume along some of its axes; None where it tells none."""
-    source = volume if isinstance(volume, Source) else volume.source
-    if source is not None:
-        return tuple(_stored_place(source, source.dims.index(d)) for d in dims)
-    origin = None if isinstance(volume, Source) else volume.origin
-    coords = {} if origin is None else origin.coords
-    return tuple(_coordinate_place(coords[d]) if d in coords else None for d in dims)
+    if isinstance(volume, AnyVolume):
+        if volume.source is None:
+            coords = {} if volume.origin is None else volume.origin.coords
+            return tuple(_coordinate_place(coords[d]) if d in coords else None for d in dims)
+        volume = volume.source
+    source = volume
+    return tuple(_stored_place(source, source.dims.index(d)) for d in dims)
 
 
 def _stored_place(source: Source, axis: int) -> Place:

@@ -141,12 +141,9 @@ def _made_lines(made: Mapping[str, Any] | None) -> Iterator[str]:
         after = f", then {made['finalize']}" if made["finalize"] else ""
         yield f"made      {made['function']}({words}){after}, of {made['source']}"
         sizes = ", ".join(f"{name} {tuple(made[name])}" for name in ("patch", "stride", "overlap"))
-        kinds = ", ".join(f"{name} {'/'.join(dict.fromkeys(made[name]))}" for name in _KINDS_OF)
-        yield f"          {sizes}, {kinds}"
+        window, edge = ("/".join(dict.fromkeys(made[name])) for name in ("window", "edge"))
+        yield f"          {sizes}, window {window}, edge {edge}"
     if "made_by" in made:
         yield f"          {made['made_time']} from {made['made_source']}"
         yield f"          {', '.join(f'{k} {v}' for k, v in made['made_versions'].items())}"
         yield f"          {made['made_by']}"
-
-
-_KINDS_OF = ("window", "edge")

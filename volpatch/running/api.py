@@ -8,13 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from volpatch.core.declared import completed, part_of, table, takes
+from volpatch.core.declared import completed, part_of, takes
 from volpatch.core.errors import SettingError, SourceError
 from volpatch.core.options import (
     Conduct,
     JobOptions,
     PlanOptions,
-    Resources,
     RetryOptions,
     RunOptions,
 )
@@ -177,7 +176,7 @@ def make_request(
 
     Parameters
     ----------
-    said : whole, see `volpatch.core.options.completed`.
+    said : whole, see `volpatch.core.declared.completed`.
     """
     check_locks()
     retries = said["retries"]
@@ -319,8 +318,7 @@ def retry(
                 f"{shown}; pass the same one to volpatch.retry as {word}="
             )
     # what was measured or chosen then is in the plan, or is to suit this machine
-    there = dict.fromkeys(("region", "func_memory", *table(Resources)))
-    there["backend"] = job["options"].get("backend", table(Resources)["backend"].default)
+    there = dict.fromkeys(("region", "func_memory", "memory_limit", "workers"))
     given_now = {name: value for name, value in asked.items() if name in options}
     said = completed({**_words_of(job), **there, **given_now}, RunOptions)
     source = as_source(job["source"], said["level"], said["missing"], said["series"])

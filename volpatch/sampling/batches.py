@@ -34,6 +34,7 @@ from volpatch.core.options import Sizes
 from volpatch.core.parse import by_axis, parse_bytes, show_bytes, whole_counts
 from volpatch.core.recipe import Recipe
 from volpatch.sampling.views import View, borders_of, channels_of, check_listed, reader
+from volpatch.storage.adapt import as_volume
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -107,7 +108,7 @@ def iter_patches(
     ['[0:4, 0:4]', '[0:4, 2:6]'] (2, 4, 4)
     ['[1:5, 0:4]', '[1:5, 2:6]'] (2, 4, 4)
     """
-    view = View.of(volume, "the volume")
+    view = View.of(as_volume(volume, "the volume"), "the volume")
     if isinstance(grid, PatchGrid):
         layout = _layout_of(view, grid, channel_axis)
         refuse_beside_grid(stride=stride, overlap=overlap, edge=edge, offset=offset)

@@ -175,7 +175,7 @@ class Marks:
     ) -> Marks:
         """Marks on the grid of the patched axes `dims`, or coarser."""
         given = as_volume(marks, what)
-        view = View.over(given, what)
+        view = View.of(given, what)
         extra = len(view.shape) - len(shape)
         counts = view.shape[max(0, extra) :]
         own: Sequence[Place | None] = (None,) * len(shape)

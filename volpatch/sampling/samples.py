@@ -117,7 +117,7 @@ def sample_patches(
     refuse_grid(patch)
     names, given = _named(volumes)
     seen = [as_volume(volume, name) for name, volume in zip(names, given, strict=True)]
-    views = [View.over(volume, name) for name, volume in zip(names, seen, strict=True)]
+    views = [View.of(volume, name) for name, volume in zip(names, seen, strict=True)]
     layouts = _aligned(names, views, patch, channel_axis)
     dims, shape = layouts[0].patched_dims, layouts[0].patched_shape
     for name, view, layout in zip(names, views, layouts, strict=True):

@@ -15,7 +15,7 @@ from volpatch.core.errors import SettingError
 from volpatch.core.grid import Box
 from volpatch.core.layout import Layout
 from volpatch.core.recipe import check_dtype
-from volpatch.storage.adapt import AnyVolume, as_volume
+from volpatch.storage.adapt import AnyVolume
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -43,13 +43,8 @@ class View:
     fill: Callable[[tuple[slice, ...], Array], None]
 
     @classmethod
-    def of(cls, volume: Any, what: str) -> View:
-        """Look at any kind of volume."""
-        return cls.over(as_volume(volume, what), what)
-
-    @classmethod
-    def over(cls, volume: AnyVolume, what: str) -> View:
-        """Look at a volume that was taken apart."""
+    def of(cls, volume: AnyVolume, what: str) -> View:
+        """Look at a volume as it is sampled."""
         borders = None
         if volume.chunks is not None:
             borders = tuple(map(borders_of, volume.shape, volume.chunks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 
 from volpatch.core.errors import SettingError
 
@@ -16,14 +16,12 @@ def check_locks() -> None:
     SettingError
     """
     try:
-        there = find_spec("fcntl") is not None
-    except (ImportError, ValueError):
-        there = False
-    if not there:
+        import_module("fcntl")
+    except ImportError:
         raise SettingError(
             f"volpatch writes volumes on POSIX systems (Linux, macOS, WSL), and this is "
             f"{sys.platform}; here it computes in memory and lazily (map_patches)"
-        )
+        ) from None
 
 
 def lock(handle: int, *, shared: bool = False, wait: bool = False) -> None:

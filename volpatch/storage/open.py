@@ -13,7 +13,7 @@ import numpy as np
 
 from volpatch.core.axes import CHANNELS, SPATIAL, has_positions
 from volpatch.core.errors import GridError, SettingError, SourceError
-from volpatch.core.grid import per_axis, whole_number
+from volpatch.core.grid import whole_number
 from volpatch.core.options import Sizes, check_choice
 from volpatch.storage.blocks import block_shape
 from volpatch.storage.readers import tiff as tiff_source
@@ -211,30 +211,25 @@ def _coordinates(source: Source) -> dict[str, Any]:
 
 def dask_chunks(source: Source, chunks: Any = None) -> tuple[int, ...]:
     """Blocks that are asked for, or else a few stored shards (or chunks) each."""
+    spatial = [axis for axis, dim in enumerate(source.dims) if dim in SPATIAL]
+    unit = source.shards or source.chunks
+    own = block_shape(source.shape, unit, source.dtype.itemsize, spatial)
     if chunks is None:
-        spatial = [axis for axis, dim in enumerate(source.dims) if dim in SPATIAL]
-        unit = source.shards or source.chunks
-        return block_shape(source.shape, unit, source.dtype.itemsize, spatial)
+        return own
     if isinstance(chunks, Mapping):
-        unknown = [dim for dim in chunks if dim not in source.dims]
-        if unknown:
-            raise GridError(
-                f"chunks names axis {unknown[0]!r}, but the axes are {tuple(source.dims)}"
-            )
-        own = dask_chunks(source)
-        sizes = tuple(chunks.get(dim, n) for dim, n in zip(source.dims, own, strict=True))
+        said = dict(chunks)
     else:
-        given = per_axis(chunks, len(chunks), "chunks") if hasattr(chunks, "__len__") else None
-        every = sum(dim in SPATIAL for dim in source.dims)
-        sizes = (chunks,) * every if given is None else given
+        sizes = tuple(chunks) if hasattr(chunks, "__len__") else (chunks,) * len(spatial)
         if len(sizes) > source.ndim:
             raise GridError(f"chunks has {len(sizes)} sizes, but the axes are {source.dims}")
-        sizes = (*dask_chunks(source)[: source.ndim - len(sizes)], *sizes)
-    whole = [whole_number(n, f"chunks on {dim}") for n, dim in zip(sizes, source.dims, strict=True)]
-    for n, dim in zip(whole, source.dims, strict=True):
-        if n < 1:
-            raise GridError(f"chunks on {dim} must be at least 1, got {n}")
-    return tuple(min(n, size) for n, size in zip(whole, source.shape, strict=True))
+        said = dict(zip(source.dims[source.ndim - len(sizes) :], sizes, strict=True))
+    for dim, size in said.items():
+        if dim not in source.dims:
+            raise GridError(f"chunks names axis {dim!r}, but the axes are {tuple(source.dims)}")
+        if whole_number(size, f"chunks on {dim}") < 1:
+            raise GridError(f"chunks on {dim} must be at least 1, got {size}")
+    axes = zip(source.dims, own, source.shape, strict=True)
+    return tuple(min(int(said.get(dim, block)), size) for dim, block, size in axes)
 
 
 @contextmanager
