@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 
 import volpatch
@@ -111,6 +112,16 @@ def test_what_no_command_can_say_is_told_so(here, ask, options, says):
     code, out, err = ask("info", "out.zarr", "--command")
     assert (code, out) == (3, "")
     assert re.search(says, err), err
+
+
+def test_the_series_of_a_file_of_several_is_told_also_the_first(here, ask):
+    with tifffile.TiffWriter("many.tif") as file:
+        for shape in ((5, 20, 30), (4, 8, 9)):
+            file.write(np.ones(shape, np.uint8), photometric="minisblack")
+    for series in ("0", "1"):
+        words = ["--series", series, "--apply", "identity", "--patch", "4"]
+        assert ask("run", "many.tif", f"{series}.zarr", *words)[0] == 0
+        assert f" --series {series} " in ask("info", f"{series}.zarr", "--command")[1]
 
 
 def test_what_is_no_output_of_volpatch_has_no_command(here, ask):

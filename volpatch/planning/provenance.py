@@ -19,7 +19,7 @@ from volpatch.compute.blend import name_of
 from volpatch.core.declared import table
 from volpatch.core.errors import SettingError
 from volpatch.core.layout import Layout
-from volpatch.core.options import JobOptions
+from volpatch.core.options import JobOptions, VolumeOptions
 from volpatch.functions.named import Func, FunctionSpec
 from volpatch.planning.plan import Plan
 from volpatch.storage.ledger import PlanFile
@@ -100,9 +100,9 @@ def command(file: PlanFile, target: str) -> str:
         )
     words = ["volpatch", "run", job["source"], target]
     words += _function_words(job, file, target)
-    for name in ("level", "series"):
-        if job[name] not in (None, 0):
-            words += [f"--{name}", str(job[name])]
+    for name, option in table(VolumeOptions).items():
+        if job[name] != option.default:
+            words += [option.command_name(name), str(job[name])]
     options, patched = job["options"], _patched(file, target)
     settled = _settled(file, patched)
     for name, option in table(JobOptions).items():
