@@ -39,10 +39,10 @@ from tests.helpers_disk import (
 )
 from tests.test_run import distinct, store
 from volpatch import TargetError
-from volpatch.running import repair as mending
-from volpatch.running import status as upkeep
+from volpatch.running import repair, status
 from volpatch.storage import output as target
-from volpatch.storage.output import TargetSpec, metadata_files
+from volpatch.storage.codec import TargetSpec
+from volpatch.storage.metadata import metadata_files
 
 SHAPE = (12, 12, 12)
 PATCH, STRIDE = 6, 4
@@ -127,7 +127,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             made[key] = metadata_files(spec, record)
         return made[key]
 
-    for module in (target, mending, upkeep):
+    for module in (target, repair, status):
         monkeypatch.setattr(module, "metadata_files", metadata)
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):

@@ -18,7 +18,7 @@ import pytest
 import zarr
 
 import volpatch
-from volpatch.storage.ledger import Reader
+from volpatch.storage.records import RecordReader
 
 SHAPE, PATCH, REGION = (40, 40, 48), 8, (32, 16, 48)
 FUNCTION = """
@@ -102,7 +102,7 @@ def gaps(folder, target):
     grid = [-(-n // u) for n, u in zip(SHAPE, unit, strict=True)]
     there = {
         number
-        for event in Reader(ledger)()
+        for event in RecordReader(ledger)()
         if event["kind"] == "layer"
         for number, _, _ in event["units"]
     }

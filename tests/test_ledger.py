@@ -24,14 +24,15 @@ from tests.test_failures import GRID, HERE, SHADE, command, shaded, tree, volume
 from tests.test_run import image, objects, same, store
 from volpatch import IncompleteError, MemoryLimitError, SettingError, TargetError
 from volpatch.functions.named import FunctionSpec
-from volpatch.storage.ledger import (
+from volpatch.storage.ledger import Ledger
+from volpatch.storage.plan_file import PlanFile
+from volpatch.storage.records import (
     DONE,
     FAILED,
     MISSING,
     STARTED,
-    PlanFile,
-    Reader,
     Recorder,
+    RecordReader,
     State,
     decode_line,
     encode_line,
@@ -341,24 +342,24 @@ def test_the_command_refuses_such_a_part(here, part):
 @pytest.mark.parametrize("moment", ["create", "load"])
 def test_a_part_that_is_overtaken_while_it_makes_its_plan_finds_all_done(here, monkeypatch, moment):
     """The others put the output in its place, before or after this one has put the same plan."""
-    create, load = PlanFile.create, PlanFile.load
+    create, load = Ledger.create, PlanFile.load
 
     def others():
         monkeypatch.undo()
         assert run(SHADE, here / "in.zarr", here / "out.zarr", part="0/1").complete
 
-    def created(plan, folder, puts):
+    def created(root, plan, puts):
         if moment == "create":
             others()
         else:
             monkeypatch.setattr(PlanFile, "load", loaded)
-        return create(plan, folder, puts)
+        return create(root, plan, puts)
 
     def loaded(folder):
         others()
         return load(folder)
 
-    monkeypatch.setattr(PlanFile, "create", created)
+    monkeypatch.setattr(Ledger, "create", created)
     assert run(SHADE, here / "in.zarr", here / "out.zarr", part="0/1").complete
     assert sorted(os.listdir(here)) == ["in.zarr", "out.zarr"]
 
@@ -536,7 +537,7 @@ def test_the_state_of_regions_is_that_of_all_whole_lines(history, data):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "records").mkdir()
-        reader, state = Reader(folder), State(4)
+        reader, state = RecordReader(folder), State(4)
         for number in range(3):
             lines = [encode_line(e) for e, o in zip(history, owner, strict=True) if o == number]
             content = b"".join(lines)
@@ -575,7 +576,7 @@ def test_records_are_read_once_however_they_arrive(found, data):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "records").mkdir()
-        reader, seen, at = Reader(folder), [], 0
+        reader, seen, at = RecordReader(folder), [], 0
         with open(folder / "records/a.log", "wb", buffering=0) as file:
             while at < len(content):
                 step = data.draw(st.integers(1, len(content) - at))
@@ -601,7 +602,7 @@ def test_a_recorder_that_failed_writes_no_line_behind_a_torn_one(tmp_path, monke
     with pytest.raises(volpatch.RunError, match=r"what was finished before is kept"):
         log.write("start", 2)
     log.write("start", 3)
-    reader = Reader(tmp_path)
+    reader = RecordReader(tmp_path)
     found = [e["region"] for e in reader() if e["kind"] == "start"]
     assert (sorted(found), reader.damaged) == ([1, 3], 0)
 
@@ -640,7 +641,7 @@ print(found)
 def test_the_status_of_many_regions_takes_little_memory(here, n, record_property):
     with pytest.raises(IncompleteError):
         run(BAD, here / "in.zarr", here / "out.zarr")
-    work = volpatch.storage.output.WorkTree(here / "out.zarr")
+    work = volpatch.storage.output.Output(here / "out.zarr")
     plan = PlanFile.load(work.site.ledger)
     many = PlanFile(plan.identity, {**plan.layout, "regions": n, "patches": 8 * n}, plan.job)
     (work.site.ledger / "plan.json").write_bytes(many.to_bytes())

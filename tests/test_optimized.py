@@ -13,7 +13,8 @@ import zarr
 
 import volpatch
 from tests.test_run import image, same, store
-from volpatch.storage.output import TargetSpec, metadata_files
+from volpatch.storage.codec import TargetSpec
+from volpatch.storage.metadata import metadata_files
 
 # both backends, parts, shards, an output as source, and the way back from damage
 SCRIPT = """

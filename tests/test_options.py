@@ -15,7 +15,7 @@ from volpatch import SettingError
 from volpatch.cli.options import as_command
 from volpatch.core.declared import check_names, completed, part_of, plain, table
 from volpatch.core.options import BlendOptions, JobOptions, RetryOptions, RunOptions
-from volpatch.storage.ledger import PlanFile
+from volpatch.storage.plan_file import PlanFile
 
 # A line more in the table is all that a new option needs, to be known everywhere.
 MADE_UP = """
@@ -37,7 +37,7 @@ exec(compile(text.replace(line, made_up + line), spec.origin, "exec"), module.__
 import volpatch
 from volpatch.cli.main import execute
 from volpatch.planning import job
-from volpatch.storage.ledger import PlanFile
+from volpatch.storage.plan_file import PlanFile
 
 def said(**options):
     try:

@@ -193,7 +193,7 @@ def test_positions_that_were_assigned_are_the_ones_that_are_written(tmp_path):
 
 def test_names_that_are_not_one_for_each_channel_are_refused():
     from volpatch.core.errors import SettingError
-    from volpatch.storage.output import TargetSpec
+    from volpatch.storage.codec import TargetSpec
 
     with pytest.raises(SettingError, match=r"must be one for each of 2 channels"):
         TargetSpec((2, 4, 4), "u1", ("c", "y", "x"), (1, 4, 4), channel_names=("a",))

@@ -16,7 +16,7 @@ import zarr
 
 import volpatch
 from tests import helpers_functions as functions
-from volpatch.storage.ledger import PlanFile
+from volpatch.storage.plan_file import PlanFile
 
 OPTIONS = {
     "gaussian": "--apply gaussian --param sigma=[1,1.5,2] --patch 6 --overlap 25%",

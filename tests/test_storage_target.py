@@ -23,9 +23,12 @@ from hypothesis import strategies as st
 from ome_zarr_models import open_ome_zarr
 
 from volpatch.core.errors import RunError, SettingError, TargetError
-from volpatch.storage.codec import ChunkEncoder, checksum
-from volpatch.storage.output import TargetSpec, WorkTree, check_target
-from volpatch.storage.stores.local import Puts
+from volpatch.storage.codec import ChunkEncoder, TargetSpec, checksum
+from volpatch.storage.ledger import Ledger, begin_records
+from volpatch.storage.metadata import metadata_files
+from volpatch.storage.output import Output
+from volpatch.storage.plan_file import PlanFile
+from volpatch.storage.stores.local import Puts, check_target
 
 DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32", "float64", "bool")
 CODECS = ("zstd", "zstd:1", "lz4", "none")
@@ -86,10 +89,25 @@ def regions(spec, units):
         yield start, tuple(min(a + size, end) for a, size, end in ends)
 
 
+def begin(tree, *, overwrite):
+    """As `to_zarr` begins."""
+    tree.settle(ended=False)
+    check_target(tree.target, overwrite=overwrite, source_path=None)
+    tree.begin(overwrite=overwrite, anew=True)
+    begin_records(tree.data, tree.puts)
+
+
+def finish(tree, spec):
+    """Publish what no region tells of."""
+    tree.publish(Ledger(tree.data, PlanFile({"output": spec.to_json()}, {"regions": 0}, None)))
+
+
 def build(target, spec, array, units=None, *, seed=0, overwrite=False, layers=1):
     """A complete work tree, by regions of `units` write units in a shuffled order."""
-    tree = WorkTree(target, durability="process")
-    tree.prepare(spec, overwrite=overwrite)
+    tree = Output(target, durability="process")
+    begin(tree, overwrite=overwrite)
+    for key, content in metadata_files(spec, {}).items():
+        tree.puts.put(tree.data / key, content)
     boxes = list(regions(spec, units or spec.unit_grid))
     random.Random(seed).shuffle(boxes)
     for start, stop in boxes:
@@ -120,7 +138,7 @@ def litter(tree):
 def publish(target, spec=None, array=None, **kwargs):
     spec = spec or make_spec()
     tree = build(target, spec, volume(spec) if array is None else array, **kwargs)
-    tree.publish(spec)
+    finish(tree, spec)
     return tree
 
 
@@ -211,7 +229,7 @@ def test_any_layout_reads_back_and_is_the_same_by_regions(tmp_path_factory, spec
     layers = data.draw(st.integers(1, 3))
     tree = build(folder / "b", spec, volume(spec), units, layers=layers)
     assert objects(tree.data / "scale0/image") == whole
-    tree.publish(spec)
+    finish(tree, spec)
     assert same_bits(read(folder / "b"), volume(spec))
 
 
@@ -237,8 +255,8 @@ def test_a_shard_knows_which_chunks_lie_outside(tmp_path):
 def test_counters_tell_what_is_on_disk(tmp_path):
     for layout in ("chunks", "shards"):
         spec = make_spec(layout)
-        tree = WorkTree(tmp_path / layout)
-        tree.prepare(spec, overwrite=False)
+        tree = Output(tmp_path / layout)
+        begin(tree, overwrite=False)
         writer = write_box(tree, spec, volume(spec), (0, 0, 0), spec.shape)
         sizes = [p.stat().st_size for p in (tree.data / "scale0/image/c").rglob("*") if p.is_file()]
         assert (len(writer.finished), writer.encoded_bytes) == (spec.n_units, sum(sizes))
@@ -290,7 +308,7 @@ def test_xarray_opens_it_with_coordinates_and_units(tmp_path):
         attributes={"source": "in.tif", "patch": (4, 5)},
     )
     publish(tmp_path / "out.zarr", spec)
-    with xr.open_datatree(tmp_path / "out.zarr", engine="zarr", consolidated=False) as tree:
+    with xr.open_datatree(tmp_path / "out.zarr", engine="zarr") as tree:
         image = tree["scale0/image"]
         assert image.dims == DIMS
         assert same_bits(image.values, volume(spec))
@@ -398,7 +416,7 @@ def test_a_spec_cannot_be_wrong(change, says):
 )
 def test_a_region_of_partial_write_units_is_refused(tmp_path, start, stop, says):
     with pytest.raises(SettingError, match=says) as error:
-        WorkTree(tmp_path / "out.zarr").writer(make_spec(), start, stop, stream_axis=0)
+        Output(tmp_path / "out.zarr").writer(make_spec(), start, stop, stream_axis=0)
     message(error)
 
 
@@ -417,8 +435,8 @@ def test_a_region_of_partial_write_units_is_refused(tmp_path, start, stop, says)
 )
 def test_a_layer_that_does_not_fit_is_refused(tmp_path, shape, dtype, at, says):
     spec = make_spec()
-    tree = WorkTree(tmp_path / "out.zarr")
-    tree.prepare(spec, overwrite=False)
+    tree = Output(tmp_path / "out.zarr")
+    begin(tree, overwrite=False)
     writer = tree.writer(spec, (0, 0, 0), spec.shape, stream_axis=0)
     with pytest.raises(ValueError, match=says) as error:
         writer.write(np.zeros(shape, dtype), at)
@@ -433,8 +451,8 @@ def write_rest(writer, spec):
 
 def test_a_region_that_stops_early_is_an_error_and_leaves_no_shard(tmp_path):
     spec = make_spec("one shard")
-    tree = WorkTree(tmp_path / "out.zarr")
-    tree.prepare(spec, overwrite=False)
+    tree = Output(tmp_path / "out.zarr")
+    begin(tree, overwrite=False)
     writer = tree.writer(spec, (0, 0, 0), spec.shape, stream_axis=0)
 
     def write_half():
@@ -452,8 +470,8 @@ def test_a_region_that_stops_early_is_an_error_and_leaves_no_shard(tmp_path):
 
 def test_abort_leaves_whole_objects_only(tmp_path):
     spec = make_spec("shards")
-    tree = WorkTree(tmp_path / "out.zarr")
-    tree.prepare(spec, overwrite=False)
+    tree = Output(tmp_path / "out.zarr")
+    begin(tree, overwrite=False)
     whole = objects(build(tmp_path / "other", spec, volume(spec)).data / "scale0/image")
     writer = tree.writer(spec, (0, 0, 0), spec.shape, stream_axis=0)
     writer.write(volume(spec)[:6], 0)
@@ -498,8 +516,8 @@ class BrokenPuts(Puts):
 @pytest.mark.parametrize("step", [1, 2, 7, 20])
 def test_a_full_disk_leaves_whole_objects_and_no_litter(tmp_path, layout, step):
     spec = make_spec(layout)
-    tree = WorkTree(tmp_path / "out.zarr")
-    tree.prepare(spec, overwrite=False)
+    tree = Output(tmp_path / "out.zarr")
+    begin(tree, overwrite=False)
     whole = objects(build(tmp_path / "other", spec, volume(spec)).data / "scale0/image")
     tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=step)
     with pytest.raises(RunError, match=r"No space left.*free some space and run again") as error:
@@ -512,8 +530,8 @@ def test_a_full_disk_leaves_whole_objects_and_no_litter(tmp_path, layout, step):
 
 def test_after_a_layer_that_failed_the_writer_is_no_use(tmp_path):
     spec = make_spec()
-    tree = WorkTree(tmp_path / "out.zarr")
-    tree.prepare(spec, overwrite=False)
+    tree = Output(tmp_path / "out.zarr")
+    begin(tree, overwrite=False)
     tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=2)
     writer = tree.writer(spec, (0, 0, 0), spec.shape, stream_axis=0)
     with pytest.raises(RunError, match="No space left"):
@@ -530,7 +548,7 @@ def test_a_worker_left_over_after_publishing_changes_nothing(tmp_path):
     spec = make_spec("chunks")
     tree = build(tmp_path / "out.zarr", spec, volume(spec))
     late = tree.writer(spec, (0, 0, 0), spec.shape, stream_axis=0)
-    tree.publish(spec)
+    finish(tree, spec)
     before = objects(tmp_path / "out.zarr/scale0/image")
     with pytest.raises(RunError, match="No such file"):
         late.write(volume(spec), 0)
@@ -578,9 +596,9 @@ def test_nothing_has_the_final_name_until_published(tmp_path):
     spec = make_spec()
     tree = build(tmp_path / "out.zarr", spec, volume(spec))
     assert os.listdir(tmp_path) == ["out.zarr.volpatch"]
-    tree.publish(spec)
+    finish(tree, spec)
     assert os.listdir(tmp_path) == ["out.zarr"]
-    assert sorted(os.listdir(tmp_path / "out.zarr")) == ["scale0", "zarr.json"]
+    assert sorted(os.listdir(tmp_path / "out.zarr")) == [".volpatch", "scale0", "zarr.json"]
 
 
 def test_publishing_with_missing_units_is_refused_by_name(tmp_path):
@@ -594,7 +612,7 @@ def test_publishing_with_missing_units_is_refused_by_name(tmp_path):
     (tree.data / keys[1]).write_bytes(b"")  # an empty object is not there either
     assert list(tree.missing(spec)) == keys
     with pytest.raises(RunError) as error:
-        tree.publish(spec)
+        finish(tree, spec)
     assert message(error).startswith(
         f"4 of {spec.n_units} write units of {str(tree.target)!r} are missing "
         f"({keys[0]}, {keys[1]}, {keys[2]}, ...); nothing was published"
@@ -605,22 +623,16 @@ def test_publishing_with_missing_units_is_refused_by_name(tmp_path):
 def test_an_empty_tree_misses_every_unit(tmp_path):
     for layout in LAYOUTS:
         spec = make_spec(layout)
-        tree = WorkTree(tmp_path / layout)
-        tree.prepare(spec, overwrite=False)
+        tree = Output(tmp_path / layout)
+        begin(tree, overwrite=False)
         assert len(list(tree.missing(spec))) == spec.n_units
 
 
 def test_publishing_nothing_is_refused(tmp_path):
     spec = make_spec()
-    with pytest.raises(
-        RunError, match=r"has no zarr.json, so there is nothing to publish"
-    ) as error:
-        WorkTree(tmp_path / "out.zarr").publish(spec)
+    with pytest.raises(RunError, match=r"16 of 16 write units .* are missing") as error:
+        finish(Output(tmp_path / "out.zarr"), spec)
     message(error)
-    tree = build(tmp_path / "out.zarr", spec, volume(spec))
-    (tree.data / "scale0/image/zarr.json").unlink()
-    with pytest.raises(RunError, match=r"has no scale0/image/zarr.json"):
-        tree.publish(spec)
 
 
 def test_a_target_that_appeared_meanwhile_is_kept(tmp_path):
@@ -628,7 +640,7 @@ def test_a_target_that_appeared_meanwhile_is_kept(tmp_path):
     tree = build(tmp_path / "out.zarr", spec, volume(spec))
     (tmp_path / "out.zarr").mkdir()
     with pytest.raises(TargetError, match=r"exists; pass overwrite=True"):
-        tree.publish(spec)
+        finish(tree, spec)
     assert os.listdir(tmp_path / "out.zarr") == []
     assert list(tree.missing(spec)) == []
 
@@ -639,17 +651,17 @@ def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
     publish(target, spec)
     old = volume(spec)
     new = old[::-1].copy()
-    tree = WorkTree(target)
-    tree.prepare(spec, overwrite=True)
+    tree = Output(target)
+    begin(tree, overwrite=True)
     *most, last = regions(spec, (1, 1, 1))
     for start, stop in most:
         write_box(tree, spec, new, start, stop)
         assert same_bits(read(target), old)
     with pytest.raises(RunError, match="1 of 16 write units"):
-        tree.publish(spec)
+        finish(tree, spec)
     write_box(tree, spec, new, *last)
     assert same_bits(read(target), old)
-    WorkTree(target).publish(spec)  # by another process, say
+    finish(Output(target), spec)  # by another process, say
     assert same_bits(read(target), new)
     assert os.listdir(tmp_path) == ["out.zarr"]
 
@@ -661,14 +673,15 @@ def test_overwrite_that_fails_halfway_leaves_the_old_output(tmp_path, step):
     publish(target, spec)
     new = volume(spec)[::-1].copy()
     tree = build(target, spec, new, overwrite=True)
-    tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=step, number=errno.EIO)
+    before = 2 * len(metadata_files(spec, {}))
+    tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=before + step, number=errno.EIO)
     with pytest.raises(
         RunError, match=r"nothing was published. To go on, remove the cause"
     ) as error:
-        tree.publish(spec)
+        finish(tree, spec)
     message(error)
     assert same_bits(read(target), volume(spec))
-    WorkTree(target).publish(spec)
+    finish(Output(target), spec)
     assert same_bits(read(target), new)
 
 
@@ -681,15 +694,15 @@ def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path, then):
     tree = build(target, spec, new, overwrite=True)
     os.rename(target, tree.old)
     if then == "publish":
-        tree.publish(spec)
+        finish(tree, spec)
         assert same_bits(read(target), new)
         assert os.listdir(tmp_path) == ["out.zarr"]
         return
     if then == "prepare":
-        tree.prepare(spec, overwrite=True)
+        begin(tree, overwrite=True)
     elif then == "refuse":
         with pytest.raises(TargetError, match="exists; pass overwrite=True"):
-            tree.prepare(spec, overwrite=False)
+            begin(tree, overwrite=False)
     else:
         tree.discard()
     assert same_bits(read(target), volume(spec))
@@ -699,7 +712,7 @@ def test_an_unfinished_tree_of_ours_is_dropped_by_the_next_run(tmp_path):
     spec = make_spec()
     tree = build(tmp_path / "out.zarr", spec, volume(spec))
     (tree.tmp / "1-litter").write_bytes(b"x")
-    tree.prepare(spec, overwrite=False)
+    begin(tree, overwrite=False)
     assert len(list(tree.missing(spec))) == spec.n_units
     assert litter(tree) == []
 
@@ -801,7 +814,7 @@ def test_what_volpatch_did_not_make_is_never_overwritten(tmp_path, make, says):
     before = snapshot(tmp_path)
     for attempt in (
         lambda: check_target(tmp_path / "out.zarr", overwrite=True, source_path=None),
-        lambda: WorkTree(tmp_path / "out.zarr").prepare(make_spec(), overwrite=True),
+        lambda: begin(Output(tmp_path / "out.zarr"), overwrite=True),
     ):
         with pytest.raises(TargetError, match=says) as error:
             attempt()
@@ -825,7 +838,7 @@ def test_what_is_put_into_ours_during_the_run_is_kept(tmp_path):
     tree = build(tmp_path / "out.zarr", spec, volume(spec), overwrite=True)
     (tmp_path / "out.zarr/notes.txt").write_text("precious")
     with pytest.raises(TargetError, match=r"it holds 'notes.txt'"):
-        tree.publish(spec)
+        finish(tree, spec)
     assert (tmp_path / "out.zarr/notes.txt").read_text() == "precious"
 
 
@@ -890,10 +903,10 @@ def test_a_work_folder_that_is_not_ours_is_left_alone(tmp_path, make, says):
     folder.mkdir()
     make(folder)
     before = snapshot(tmp_path)
-    tree = WorkTree(tmp_path / "out.zarr")
+    tree = Output(tmp_path / "out.zarr")
     for attempt in (
         lambda: check_target(tree.target, overwrite=True, source_path=None),
-        lambda: tree.prepare(make_spec(), overwrite=True),
+        lambda: begin(tree, overwrite=True),
         tree.discard,
     ):
         with pytest.raises(TargetError, match=re.escape(says)) as error:
@@ -992,5 +1005,5 @@ def test_a_relative_target_stays_where_it_was_named(tmp_path, monkeypatch):
     tree = build("out.zarr", spec, volume(spec))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    tree.publish(spec)
+    finish(tree, spec)
     assert same_bits(read(tmp_path / "out.zarr"), volume(spec))

@@ -15,7 +15,8 @@ import pytest
 import volpatch
 from tests.test_failures import GRID, MISDEEDS, run, volume_with, words
 from tests.test_run import store
-from volpatch.storage.ledger import digest, encode_line
+from volpatch.storage.plan_file import digest
+from volpatch.storage.records import encode_line
 from volpatch.storage.soundness import bad_field, is_event, is_note
 
 GONE = object()

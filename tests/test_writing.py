@@ -37,7 +37,8 @@ from volpatch import (
     to_zarr,
 )
 from volpatch.running.to_zarr import _step
-from volpatch.storage.output import LayerWriter, WorkTree
+from volpatch.storage.layers import LayerWriter
+from volpatch.storage.output import Output
 
 
 def stored(path):
@@ -322,9 +323,9 @@ def test_after_an_error_blocks_on_their_way_write_nothing(tmp_path, monkeypatch,
         while not outcome and time.monotonic() < until:
             time.sleep(0.01)
 
-    discard = WorkTree.discard
+    remove = Output._remove_all
     if when == "while all is removed":
-        monkeypatch.setattr(WorkTree, "discard", lambda self: (let_go(), discard(self)))
+        monkeypatch.setattr(Output, "_remove_all", lambda self: (let_go(), remove(self)))
 
     def fail_after_that(block, block_id=None):
         if block_id == (0, 1):
@@ -443,8 +444,8 @@ def test_written_and_not_yet_named_it_can_be_committed_or_written_again(tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(WorkTree, "publish", killed)
-        patched.setattr("volpatch.running.to_zarr._give_up", lambda work, call: None)
+        patched.setattr(Output, "publish", killed)
+        patched.setattr(Output, "give_up", lambda self, temp: None)
         for name in ("a.zarr", "b.zarr", "c.zarr"):
             with pytest.raises(KeyboardInterrupt):
                 to_zarr(values, tmp_path / name, chunks=5)

@@ -511,9 +511,9 @@ def status(target: str, form: str) -> None:
 
     Works while the run is under way, after it was ended, and on the finished output.
     """
-    from volpatch.running import status as upkeep
+    from volpatch.running import status as states
 
-    found = upkeep.status(target)
+    found = states.status(target)
     if form == "ids":
         click.echo(found.ids)
     else:
@@ -532,9 +532,9 @@ def verify(target: str, deep: bool, form: str) -> int:
 
     Exit code 4 if any is missing or another; `volpatch retry` makes those again.
     """
-    from volpatch.running import status as upkeep
+    from volpatch.running import status as states
 
-    found = upkeep.verify(target, deep=deep)
+    found = states.verify(target, deep=deep)
     click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
     return 0 if found.ok else IncompleteError.exit_code
 
@@ -569,10 +569,10 @@ def commit(target: str) -> None:
 
     The run, or the last of its parts, does so by itself.
     """
-    from volpatch.running import status as upkeep
+    from volpatch.running import status as states
 
-    already = "already " if upkeep.find(target).finished else ""
-    click.echo(f"complete {already}{upkeep.commit(target)}")
+    path, already = states.committed(target)
+    click.echo(f"complete {'already ' if already else ''}{path}")
 
 
 @cli.command(epilog="\b\nExample:\n  volpatch clean out.ome.zarr")
@@ -582,7 +582,7 @@ def clean(target: str) -> None:
 
     Only what volpatch made is removed.
     """
-    from volpatch.running import status as upkeep
+    from volpatch.running import status as states
 
-    removed = upkeep.clean(target)
+    removed = states.clean(target)
     click.echo(f"removed {target}.volpatch" if removed else "nothing was left to remove")

@@ -25,8 +25,8 @@ from volpatch.planning.masks import places_of, skips_of
 from volpatch.planning.plan import Plan, Volume, held_before
 from volpatch.planning.provenance import attributes
 from volpatch.storage.adapt import Kind, kind_of, path_of
+from volpatch.storage.codec import TargetSpec
 from volpatch.storage.open import missing_of, open_source, source_of, with_missing
-from volpatch.storage.output import TargetSpec
 from volpatch.storage.volume import Source
 
 

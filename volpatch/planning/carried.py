@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.functions.named import FunctionSpec
-from volpatch.storage.ledger import canonical, digest
+from volpatch.storage.plan_file import canonical, digest
 
 Namespace = dict[str, Any]
 Words = Any  # JSON values

@@ -16,8 +16,8 @@ import numpy as np
 
 from volpatch.core.errors import SourceError
 from volpatch.planning.inputs import Looks
-from volpatch.storage.ledger import PlanFile
 from volpatch.storage.open import missing_of
+from volpatch.storage.plan_file import PlanFile
 from volpatch.storage.stores.local import SUFFIX
 from volpatch.storage.volume import Source
 

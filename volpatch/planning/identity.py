@@ -28,7 +28,7 @@ from volpatch.planning.inputs import fingerprint
 from volpatch.planning.plan import Plan
 from volpatch.storage.codec import TargetSpec
 from volpatch.storage.files import open_file
-from volpatch.storage.ledger import digest
+from volpatch.storage.plan_file import digest
 from volpatch.storage.volume import Source
 
 # raised when the way patches are cut, blended or encoded changes any bit

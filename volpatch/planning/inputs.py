@@ -17,7 +17,7 @@ from typing import Any
 from volpatch.core.errors import SourceError
 from volpatch.core.options import check_choice
 from volpatch.planning.plan import Plan, needed
-from volpatch.storage.ledger import digest
+from volpatch.storage.plan_file import digest
 from volpatch.storage.volume import Source
 
 MOST_OBJECTS = 1000

@@ -22,7 +22,7 @@ from volpatch.core.layout import Layout
 from volpatch.core.options import JobOptions, VolumeOptions
 from volpatch.functions.named import Func, FunctionSpec
 from volpatch.planning.plan import Plan
-from volpatch.storage.ledger import PlanFile
+from volpatch.storage.plan_file import PlanFile
 
 _LIBRARIES = ("volpatch", "numpy", "numba", "scipy", "zarr", "numcodecs")
 _MOST_TEXT = 4096  # of a command line: a notebook's kernel may have been started with a program

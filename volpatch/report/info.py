@@ -13,8 +13,8 @@ from volpatch.core.axes import SPATIAL
 from volpatch.core.errors import SourceError, TargetError
 from volpatch.core.parse import printable, show_bytes
 from volpatch.planning.provenance import command
-from volpatch.storage.ledger import PlanFile
 from volpatch.storage.open import open_source
+from volpatch.storage.plan_file import PlanFile
 from volpatch.storage.stores.local import SUFFIX
 from volpatch.storage.volume import Source
 

@@ -27,12 +27,11 @@ from volpatch.planning.masks import places_of, skips_of
 from volpatch.planning.plan import Plan
 from volpatch.report.report import RunReport
 from volpatch.running.lifecycle import Request, execute, warn_of_incomparable
-from volpatch.running.repair import mend
-from volpatch.running.status import find
+from volpatch.running.repair import repair
 from volpatch.running.worker import Functions
 from volpatch.storage.endings import check_ending
 from volpatch.storage.locks import check_locks
-from volpatch.storage.output import WorkTree
+from volpatch.storage.output import Output
 from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
 
@@ -196,7 +195,7 @@ def make_request(
         replace(draft, incomparable=carried.incomparable),
         Functions(function, setup, final, draft.concurrent_calls, holes),
         volume,
-        WorkTree(os.fspath(target), durability=said["durability"], overwrite=overwrite),
+        Output(os.fspath(target), durability=said["durability"], overwrite=overwrite),
         carried,
         overwrite=overwrite,
         part=parse_part(said["part"]),
@@ -292,19 +291,19 @@ def retry(
         Some regions failed again, or there are others that were never computed.
     """
     asked = completed(options, RetryOptions)
-    place = find(target)
-    job, made_of = place.file.job, place.file.identity
-    if place.file.writer is not None:
+    stage, ledger = Output(os.fspath(target)).opened()
+    place, job, made_of = os.path.abspath(target), ledger.file.job, ledger.file.identity
+    if ledger.file.writer is not None:
         raise SettingError(
-            f"{str(place.target)!r} was written by {place.file.writer}, which cannot be repeated "
+            f"{place!r} was written by {ledger.file.writer}, which cannot be repeated "
             f"from its records; write it again"
         )
     if job is None:
         raise SettingError(
-            f"{str(place.target)!r} was made with a mask or a window that is an object, so the "
+            f"{place!r} was made with a mask or a window that is an object, so the "
             f"run cannot be repeated from its records; call volpatch.run as before, which goes on"
         )
-    job = jobs.checked(job, f"the plan of {str(place.target)!r}")
+    job = jobs.checked(job, f"the plan of {place!r}")
     given = {"function": func, "setup": setup, "finalize": finalize}
     for name in ("function", "finalize"):
         if given[name] is None and job[name] is not None:
@@ -314,7 +313,7 @@ def retry(
             word = "func" if name == "function" else name
             shown = made.get("target") if isinstance(made, dict) else made
             raise SettingError(
-                f"{str(place.target)!r} was made with a {name} given as an object, "
+                f"{place!r} was made with a {name} given as an object, "
                 f"{shown}; pass the same one to volpatch.retry as {word}="
             )
     # what was measured or chosen then is in the plan, or is to suit this machine
@@ -323,4 +322,4 @@ def retry(
     said = completed({**_words_of(job), **there, **given_now}, RunOptions)
     source = as_source(job["source"], said["level"], said["missing"], said["series"])
     request = make_request(given["function"], source, target, setup, given["finalize"], said)
-    return mend(request, place)
+    return repair(request, stage, ledger)

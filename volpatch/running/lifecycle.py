@@ -47,10 +47,11 @@ from volpatch.report.report import RunReport
 from volpatch.running.executors.local import Pool, open_pool
 from volpatch.running.scheduler import Run, finish
 from volpatch.running.worker import Functions, Job, Trial
-from volpatch.storage.ledger import DONE, PlanFile, Reader
-from volpatch.storage.output import Site, TargetSpec, WorkTree
-from volpatch.storage.publish import check_whole, state_of
-from volpatch.storage.stores.local import SUFFIX, check_target
+from volpatch.storage.ledger import Ledger
+from volpatch.storage.output import Output, Site
+from volpatch.storage.plan_file import PlanFile
+from volpatch.storage.records import DONE, State
+from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
 
 _VERSION = "give func_version=TEXT from the start, which replaces the comparison"
@@ -86,7 +87,7 @@ class Request:
     draft: Plan
     functions: Functions
     source: Source
-    work: WorkTree
+    work: Output
     carried: Carried
     overwrite: bool = False
     part: tuple[int, int] | None = None
@@ -155,7 +156,7 @@ class Request:
             "depends_on": self.carried.depends,
         }
         file = PlanFile(words, layout, _job_words(plan))
-        return Settled(plan, spec, file, looks)
+        return Settled(plan, file, looks)
 
 
 @contextmanager
@@ -175,15 +176,30 @@ class Settled:
 
     Attributes
     ----------
+    file : what is to be written of it.
     looks : how the input's files look now.
-    replaced : numbers of those that looked otherwise when the plan was made, or accepted last.
-    stale : units that are recorded, of regions that read such files: to be made again.
     """
 
     plan: Plan
-    spec: TargetSpec
     file: PlanFile
     looks: Looks
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A settled plan, and the ledger that holds it: begun by this process or by another.
+
+    Attributes
+    ----------
+    state : of the regions.
+    replaced : numbers of files of the input that looked otherwise when the plan was made, or
+        accepted last.
+    stale : units that are recorded, of regions that read such files: to be made again.
+    """
+
+    settled: Settled
+    ledger: Ledger
+    state: State
     replaced: tuple[int, ...] = ()
     stale: frozenset[int] = frozenset()
 
@@ -220,19 +236,13 @@ def _known(draft: Plan, file: PlanFile) -> Trial:
 
 
 def rejoined(
-    request: Request,
-    there: PlanFile,
-    root: Path,
-    *,
-    finished: bool = False,
-    checked: bool = False,
-) -> Settled:
+    request: Request, ledger: Ledger, *, finished: bool = False, checked: bool = False
+) -> Joined:
     """The settled plan that another process, or an earlier run, has made.
 
     Parameters
     ----------
-    there : the plan that was found.
-    root : of the output that it was found in.
+    ledger : of the output that the plan was found in.
     finished : whether that one is complete, and will be left as it is.
     checked : whether all that is written must come out with a checksum that is known.
 
@@ -243,14 +253,14 @@ def rejoined(
     MemoryLimitError
         The memory limit is too small for the regions that are fixed.
     """
-    draft = request.draft
+    draft, there = request.draft, ledger.file
     region = tuple(there.layout["region"])
     # where it is none of this plan's, its chunks or axes are others, which is what is to be said
     fits = len(region) == len(draft.unit) and all(
         edge % unit == 0 for edge, unit in zip(region, draft.unit, strict=True)
     )
     settled = request.settled(_known(draft, there), region if fits else None, finished=finished)
-    place = request.work.folder if root == request.work.data else root
+    place = request.work.folder if ledger.root == request.work.data else ledger.root
     there.check_same(settled.file, place, finished=finished)
     if request.carried.incomparable and not checked:
         raise TargetError(
@@ -273,25 +283,19 @@ def rejoined(
             f"and its records are by region; leave region out to go on, or start over with "
             f"overwrite=True"
         )
-    return _with_input(request, replace(settled, file=there), root, place)
+    return _with_input(request, Joined(settled, ledger, ledger.state()), place)
 
 
-def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> Settled:
+def _with_input(request: Request, joined: Joined, place: Path) -> Joined:
     """Accept files of the input that changed if nothing that is done was made of them."""
     if request.is_gone:
-        return settled
-    source, plan, file = request.source, settled.plan, settled.file
-    accepted = {
-        number: look
-        for event in Reader(root / SUFFIX)()
-        if event["kind"] == "input"
-        for number, look in event["files"]
-    }
-    before = overlaid(file.layout["input"], source, request.how, accepted)
-    changed = changed_files(source, request.how, before, settled.looks)
+        return joined
+    source, state = request.source, joined.state
+    plan, looks = joined.settled.plan, joined.settled.looks
+    before = overlaid(joined.ledger.file.layout["input"], source, request.how, state.accepted)
+    changed = changed_files(source, request.how, before, looks)
     if not changed:
-        return settled
-    state, _ = state_of(root, file, settled.spec)
+        return joined
     done = np.flatnonzero(state.status >= DONE).tolist()
     spoiled = regions_reading(plan, source, changed, done)
     if spoiled:
@@ -302,7 +306,7 @@ def _with_input(request: Request, settled: Settled, root: Path, place: Path) -> 
         )
     redo = regions_reading(plan, source, changed, state.begun)
     stale = frozenset(unit for n in redo for unit in state.recorded(n).tolist())
-    return replace(settled, replaced=tuple(changed), stale=stale)
+    return replace(joined, replaced=tuple(changed), stale=stale)
 
 
 def execute(request: Request) -> RunReport:
@@ -321,21 +325,19 @@ def execute(request: Request) -> RunReport:
             f"{some(request.carried.incomparable)} cannot be compared; {_VERSION}"
         )
     with work.publishing():
-        work.restore()
-        if not request.overwrite:
-            work.clear_up()
-    there = None if request.starts_over else PlanFile.load(work.data / SUFFIX)
+        work.settle(ended=not request.overwrite)
+    there = None if request.starts_over else work.building()
     late = None if request.starts_over else _published(request, there)
     if late is not None:
         return late
     if isinstance(request.source.reader, GoneReader):
         raise request.source.reader.error
     check_target(work.target, overwrite=work.may_replace, source_path=request.source.path)
-    settled = None if there is None else rejoined(request, there, work.data)
+    joined = None if there is None else rejoined(request, there)
     with calling(request) as pool:
 
         def rest() -> RunReport:
-            mine = settled
+            mine = joined
             if mine is None:
                 mine = _begin(request, pool)
                 late = None if request.starts_over else _published(request, None)
@@ -343,7 +345,7 @@ def execute(request: Request) -> RunReport:
                     _drop(work)
                     return late
             first, step = part or (0, 1)
-            numbers = range(first, mine.file.n_regions, step)
+            numbers = range(first, mine.ledger.file.n_regions, step)
             with work.in_use():
                 return compute(request, mine, pool, work.go_on(), numbers, whole=part is None)
 
@@ -364,12 +366,12 @@ def unless_published(request: Request, call: Callable[[], RunReport]) -> RunRepo
         return late
 
 
-def _published(request: Request, begun: PlanFile | None) -> RunReport | None:
+def _published(request: Request, begun: Ledger | None) -> RunReport | None:
     """The report of a run that comes when all is done and in its place; None if it is not.
 
     Parameters
     ----------
-    begun : the plan of the tree that is being built, if there is one.
+    begun : the ledger of the tree that is being built, if there is one.
 
     Raises
     ------
@@ -381,44 +383,41 @@ def _published(request: Request, begun: PlanFile | None) -> RunReport | None:
     work = request.work
     replaced = begun is not None and work.may_replace
     try:
-        there = PlanFile.load(work.target / SUFFIX)
-        if there is None or (replaced and begun is not None and there.id == begun.id):
+        there = work.complete()
+        if there is None or (replaced and begun is not None and there.file.id == begun.file.id):
             return None  # what is there is being made anew
-        settled = rejoined(request, there, work.target, finished=True)
+        joined = rejoined(request, there, finished=True)
     except TargetError:
         if request.overwrite or replaced:
             return None  # that is what is to be replaced
         raise
-    check_whole(work.target, there, settled.spec)
-    if begun is not None and begun.id == there.id:
+    there.check_whole(joined.state)
+    if begun is not None and begun.file.id == there.file.id:
         _drop(work)  # as a twin that was late has left it
-    return _report(request, settled, None, complete=True)
+    return _report(request, joined, None, complete=True)
 
 
-def _drop(work: WorkTree) -> None:
+def _drop(work: Output) -> None:
     """Remove a tree that nobody needs, unless somebody is at work in it."""
-    with suppress(TargetError), work.unused():
+    with suppress(TargetError):
         work.discard()
 
 
-def _begin(request: Request, pool: Pool) -> Settled:
+def _begin(request: Request, pool: Pool) -> Joined:
     """Try the function, and make the plan, unless another process was first."""
     work, draft = request.work, request.draft
     check_reading(draft, asked_region(draft))
     settled = request.settled(pool.one("trial", draft))
-    if request.starts_over or work.is_leftover:
-        with work.unused():
-            work.discard()
-    work.begin(overwrite=request.overwrite)
-    there = settled.file.create(work.site.ledger, work.site.puts)
-    if there == settled.file:
-        return settled
-    return rejoined(request, there, work.data)
+    work.begin(overwrite=request.overwrite, anew=request.starts_over or work.is_leftover)
+    ledger = Ledger.create(work.data, settled.file, work.site.puts)
+    if ledger.file == settled.file:
+        return Joined(settled, ledger, ledger.state())
+    return rejoined(request, ledger)
 
 
 def compute(
     request: Request,
-    settled: Settled,
+    joined: Joined,
     pool: Pool,
     site: Site,
     numbers: Iterable[int],
@@ -436,13 +435,16 @@ def compute(
     bad : units that are recorded, and not as they were written.
     wanted : SHA-256 that units must have which are computed again.
     """
-    plan, file, work = settled.plan, settled.file, request.work
+    settled, ledger = joined.settled, joined.ledger
+    plan, file = settled.plan, ledger.file
     request.announce(plan)
-    job = Job(plan, settled.spec, site, wanted or {})
-    run = Run(job, file, numbers, request.retries, request.fail_fast, {*bad, *settled.stale})
-    if settled.replaced:
+    distrusted = {*bad, *joined.stale}
+    state = ledger.state(distrusted) if distrusted else joined.state
+    job = Job(plan, ledger.spec, site, wanted or {})
+    run = Run(job, ledger, state, numbers, request.retries, request.fail_fast)
+    if joined.replaced:
         looks = dict(zip(watched(request.source, request.how), settled.looks, strict=True))
-        run.log.write("input", -1, files=[[n, looks[n]] for n in settled.replaced])
+        run.log.write("input", -1, files=[[n, looks[n]] for n in joined.replaced])
     left = 1 - run.before / max(1, file.n_regions)
     run.bar = Progress(round(plan.patches_computed * left), request.progress)
     if run.before:
@@ -451,8 +453,8 @@ def compute(
     complete = True
     if publish:
         _check_input(request, settled)
-        complete = finish(run, work, whole=whole)
-    return _report(request, settled, run, complete=complete)
+        complete = finish(run, request.work, whole=whole)
+    return _report(request, joined, run, complete=complete)
 
 
 def _check_input(request: Request, settled: Settled) -> None:
@@ -467,8 +469,8 @@ def _check_input(request: Request, settled: Settled) -> None:
         )
 
 
-def _report(request: Request, settled: Settled, run: Run | None, *, complete: bool) -> RunReport:
-    plan, spec = settled.plan, settled.spec
+def _report(request: Request, joined: Joined, run: Run | None, *, complete: bool) -> RunReport:
+    plan, spec = joined.settled.plan, joined.ledger.spec
     report = RunReport(
         target=str(request.work.target),
         shape=spec.shape,
@@ -484,7 +486,7 @@ def _report(request: Request, settled: Settled, run: Run | None, *, complete: bo
         raw_bytes=plan.bytes_written,
         source_itemsize=request.source.dtype.itemsize,
         complete=complete,
-        regions_before=settled.file.n_regions,
+        regions_before=joined.ledger.file.n_regions,
         part=request.part,
     )
     if run is None:

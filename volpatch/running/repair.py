@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -12,14 +10,15 @@ from volpatch.core.errors import IncompleteError, RunError, TargetError
 from volpatch.core.parse import show_numbers
 from volpatch.report.report import RunReport
 from volpatch.running.lifecycle import Request, calling, compute, rejoined, unless_published
-from volpatch.running.status import Place, Verification, check_units, fault
-from volpatch.storage.ledger import DONE, FAILED, PlanFile, Reader, State
-from volpatch.storage.output import Site, metadata_files
-from volpatch.storage.publish import committed_files, completion, state_of, tell_metadata
-from volpatch.storage.stores.local import SUFFIX, disk_errors
+from volpatch.running.status import Verification, check_units, fault
+from volpatch.storage.ledger import Ledger
+from volpatch.storage.metadata import completion, metadata_files
+from volpatch.storage.output import Site, Stage
+from volpatch.storage.records import DONE, FAILED, State
+from volpatch.storage.stores.local import disk_errors
 
 
-def mend(request: Request, place: Place) -> RunReport:
+def repair(request: Request, stage: Stage, ledger: Ledger) -> RunReport:
     """Compute the regions of an output that failed or went bad, and no others.
 
     Raises
@@ -31,99 +30,70 @@ def mend(request: Request, place: Place) -> RunReport:
     IncompleteError
         Nothing failed, but there are regions that were never computed.
     """
-    if not place.finished:
-        return unless_published(request, lambda: _mend_unfinished(request, place))
+    if stage is Stage.BUILDING:
+        return unless_published(request, lambda: _repair_unfinished(request, ledger))
     with request.work.mending():
-        now = PlanFile.load(place.root / SUFFIX)
-        if now is None or now.id != place.file.id:
+        if not ledger.is_current:
             raise TargetError(
-                f"{str(place.target)!r} was replaced at this moment by another run; look again"
+                f"{str(ledger.root)!r} was replaced at this moment by another run; look again"
             )
-        return _mend_finished(request, place)
+        return _repair_finished(request, ledger)
 
 
-def _mend_finished(request: Request, place: Place) -> RunReport:
-    settled = rejoined(request, place.file, place.root, checked=True)
-    bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
-    state, _ = state_of(place.root, place.file, place.spec, bad)
-    broken = np.flatnonzero(state.status < DONE).tolist()
-    with (
-        calling(request) as pool,
-        _beside(request, place) as site,
-    ):
-        _mend_metadata(place, site)
-        wanted = _recorded(place, set(broken))
-        return compute(request, settled, pool, site, broken, bad=bad, publish=False, wanted=wanted)
+def _repair_finished(request: Request, ledger: Ledger) -> RunReport:
+    joined = rejoined(request, ledger, checked=True)
+    bad = check_units(ledger, Verification(str(ledger.root), finished=True, deep=False))
+    broken = ledger.state(bad).left
+    with calling(request) as pool, request.work.beside() as site:
+        _repair_metadata(ledger, site)
+        wanted = ledger.checksums(broken)
+        return compute(request, joined, pool, site, broken, bad=bad, publish=False, wanted=wanted)
 
 
-def _mend_unfinished(request: Request, place: Place) -> RunReport:
-    settled = rejoined(request, place.file, place.root)
-    bad = check_units(place, Verification(str(place.target), place.finished, deep=False))
-    state, _ = state_of(place.root, place.file, place.spec, bad)
+def _repair_unfinished(request: Request, ledger: Ledger) -> RunReport:
+    target = str(request.work.target)
+    joined = rejoined(request, ledger)
+    bad = check_units(ledger, Verification(target, finished=False, deep=False))
+    state = ledger.state(bad)
     with calling(request) as pool:
-        numbers = _failed_or_bad(place, state)
-        if not numbers and state.n_done < place.file.n_regions:
-            left = np.flatnonzero(state.status < DONE).tolist()
+        numbers = _failed_or_bad(ledger, state)
+        if not numbers and state.left:
             raise IncompleteError(
-                f"nothing of {str(place.target)!r} failed or went bad, but {len(left)} of "
-                f"{place.file.n_regions} regions were never computed ({show_numbers(left, 5)}): "
-                f"run again, or the parts that are missing"
+                f"nothing of {target!r} failed or went bad, but {len(state.left)} of "
+                f"{ledger.file.n_regions} regions were never computed "
+                f"({show_numbers(state.left, 5)}): run again, or the parts that are missing"
             )
         with request.work.in_use():
             site = request.work.go_on()
-            return compute(request, settled, pool, site, numbers, bad=bad, whole=False)
+            return compute(request, joined, pool, site, numbers, bad=bad, whole=False)
 
 
-def _failed_or_bad(place: Place, state: State) -> list[int]:
+def _failed_or_bad(ledger: Ledger, state: State) -> list[int]:
     """Regions that failed, and those that are done by their records but not in truth."""
-    told = State(place.file.n_regions)
-    for event in Reader(place.root / SUFFIX)():
-        told.take(event)
-    hollow = (told.status >= DONE) & (state.status < DONE)
+    hollow = (ledger.told().status >= DONE) & (state.status < DONE)
     return [int(n) for n in np.flatnonzero(hollow | (state.status == FAILED))]
 
 
-@contextmanager
-def _beside(request: Request, place: Place) -> Iterator[Site]:
-    """A folder for temporary files beside a finished output, removed on the way out."""
-    work = request.work
-    work.begin(overwrite=False, mends=True)
-    try:
-        with work.in_use():
-            yield Site(place.root, work.site.temp, work.site.durability)
-    finally:
-        work.discard()
-
-
-def _recorded(place: Place, regions: set[int]) -> dict[int, str]:
-    """SHA-256 of all units of some regions, as recorded."""
-    return {
-        unit: checksum
-        for event in Reader(place.root / SUFFIX)()
-        if event["kind"] == "layer" and event["region"] in regions
-        for unit, _, checksum in event["units"]
-    }
-
-
-def _mend_metadata(place: Place, site: Site) -> None:
+def _repair_metadata(ledger: Ledger, site: Site) -> None:
     """Put metadata again that is not as it was written."""
-    told = committed_files(place.root)
-    files = metadata_files(place.spec, completion(place.file, place.spec))
+    told = ledger.told().metadata
+    files = metadata_files(ledger.spec, completion(ledger.file, ledger.spec))
+    root = ledger.root
     if unrecorded := {key: content for key, content in files.items() if key not in told}:
         for key, content in unrecorded.items():
             size, checksum = len(content), hashlib.sha256(content).hexdigest()
-            if fault(place.root / key, size, checksum) is not None:
-                with disk_errors(place.root / key):
-                    site.puts.put(place.root / key, content)
-        tell_metadata(site, unrecorded)
+            if fault(root / key, size, checksum) is not None:
+                with disk_errors(root / key):
+                    site.puts.put(root / key, content)
+        ledger.tell_metadata(unrecorded, site.puts)
     for key, of in told.items():
-        if fault(place.root / key, *of) is None:
+        if fault(root / key, *of) is None:
             continue
         content = files.get(key, b"")
         if hashlib.sha256(content).hexdigest() != told[key][1]:
             raise RunError(
-                f"{key} of {str(place.target)!r} is damaged, and comes out with other bytes than "
+                f"{key} of {str(root)!r} is damaged, and comes out with other bytes than "
                 f"it had (another version of zarr or volpatch?); restore it from a copy"
             )
-        with disk_errors(place.root / key):
-            site.puts.put(place.root / key, content)
+        with disk_errors(root / key):
+            site.puts.put(root / key, content)

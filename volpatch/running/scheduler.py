@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,9 +28,9 @@ from volpatch.core.parse import show_numbers
 from volpatch.report.progress import Progress
 from volpatch.running.executors.local import Pool, WorkerDiedError
 from volpatch.running.worker import Job, Outcome, Task, units_of
-from volpatch.storage.ledger import PlanFile, Recorder, State
-from volpatch.storage.output import WorkTree
-from volpatch.storage.publish import is_published, publish, state_of
+from volpatch.storage.ledger import Ledger
+from volpatch.storage.output import Output
+from volpatch.storage.records import Recorder, State
 
 # of the same region, or of a chunk of the input: others may well be computed all the same
 SURVIVED = (FunctionError, SourceError, WorkerDiedError)
@@ -45,26 +45,26 @@ class Run:
 
     Attributes
     ----------
+    state : of the regions when the run begins.
     numbers : regions that are asked for.
     retries : tries of a region after its first failure.
     fail_fast : end at the first failure, instead of going on with the other regions.
-    bad : units that are recorded, and not as they were written.
     """
 
     job: Job
-    file: PlanFile
+    ledger: Ledger
+    state: State
     numbers: Iterable[int]
     retries: int = 0
     fail_fast: bool = False
-    bad: Collection[int] = ()
     bar: Progress = field(default_factory=lambda: Progress(0, "none"))
     stats: Stats = field(default_factory=Stats)
     encoded_bytes: int = 0
     failures: dict[int, VolpatchError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        site, spec = self.job.site, self.job.spec
-        self.state, self._reader = state_of(site.root, self.file, spec, self.bad)
+        site = self.job.site
+        self.state.refresh()
         self.before = self.state.n_done
         self.peaks = {os.getpid(): 0}
         self.log = Recorder(site.ledger, site.puts)
@@ -76,14 +76,9 @@ class Run:
         for number in self.numbers:
             if self.state.is_done(number):
                 continue
-            self.refresh()
+            self.state.refresh()
             if not self.state.is_done(number):
                 yield self.task(number)
-
-    def refresh(self) -> None:
-        """Take in what this run's workers, and other processes, have recorded meanwhile."""
-        for event in self._reader():
-            self.state.take(event)
 
     def task(self, number: int, attempt: int = 1) -> Task:
         """What is still to be computed of a region."""
@@ -93,7 +88,7 @@ class Run:
     def more(self) -> Task | None:
         """The next task; None when there is none left."""
         if self._again:
-            self.refresh()
+            self.state.refresh()
             task = self._again.popleft()
             return self.task(task.region, task.attempt)
         return next(self._new, None)
@@ -142,7 +137,7 @@ class Run:
             Some regions failed; the others are done.
         """
         pool.tasks(self.more, self.job, self, self.job.plan.running)
-        self.refresh()
+        self.state.refresh()
         self.bar.close()
         if self.failures:
             raise self._incomplete()
@@ -150,7 +145,7 @@ class Run:
     def _incomplete(self) -> IncompleteError:
         numbers = sorted(self.failures)
         first = self.failures[numbers[0]]
-        count = f"{len(numbers)} of {self.file.n_regions} regions failed"
+        count = f"{len(numbers)} of {self.ledger.file.n_regions} regions failed"
         error = IncompleteError(
             f"{count} ({show_numbers(numbers, LISTED)}); all others that were asked for are done "
             f"and kept. Region {numbers[0]}: {first}. Remove the cause, then `volpatch retry "
@@ -195,14 +190,15 @@ def missing_box(job: Job, number: int, state: State) -> Box | None:
     return Box(tuple(first), tuple(stops))
 
 
-def finish(run: Run, work: WorkTree, *, whole: bool) -> bool:
+def finish(run: Run, work: Output, *, whole: bool) -> bool:
     """Publish if all regions of the plan are done, by whomever; tells whether it is published.
 
     Parameters
     ----------
     whole : whether all regions were asked for, so that a gap is an error.
     """
-    if run.state.n_done < run.file.n_regions and not whole:
-        return is_published(work.target, run.file.id)
-    publish(work, run.file, run.job.spec)
+    file = run.ledger.file
+    if run.state.n_done < file.n_regions and not whole:
+        return work.is_published(file.id)
+    work.publish(run.ledger)
     return True

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.core import resources as machine
-from volpatch.core.errors import IncompleteError, RunError, TargetError
+from volpatch.core.errors import IncompleteError, RunError
 from volpatch.core.html import table_of_text
 from volpatch.core.parse import show_numbers
 from volpatch.planning.plan import NAME_WIDTH
@@ -21,7 +21,10 @@ from volpatch.report.progress import show_seconds
 from volpatch.running.inflight import in_flight
 from volpatch.storage.files import open_file
 from volpatch.storage.layers import IMAGE, unit_key
-from volpatch.storage.ledger import (
+from volpatch.storage.ledger import Ledger
+from volpatch.storage.metadata import completion, metadata_files
+from volpatch.storage.output import Output, Stage
+from volpatch.storage.records import (
     DONE,
     EMPTY,
     FAILED,
@@ -30,53 +33,14 @@ from volpatch.storage.ledger import (
     STARTED,
     STATES,
     Event,
-    PlanFile,
-    Reader,
     State,
 )
-from volpatch.storage.output import TargetSpec, WorkTree, metadata_files
-from volpatch.storage.publish import check_whole, committed_files, completion, publish
-from volpatch.storage.stores.local import SUFFIX
 
 # how far back the speed of an unfinished run is looked at
 RECENT_SECONDS = 600.0
 LISTED = 10
 _BLOCK = 2**20
 UNRECORDED = "it has no record"
-
-
-@dataclass(frozen=True)
-class Place:
-    """An output where it is at this moment."""
-
-    target: Path
-    root: Path
-    file: PlanFile
-    finished: bool
-
-    @property
-    def spec(self) -> TargetSpec:
-        return TargetSpec.from_json(self.file.identity["output"])
-
-
-def find(target: str | os.PathLike[str]) -> Place:
-    """The unfinished output that is being built for a place, else the finished one in it.
-
-    Raises
-    ------
-    TargetError
-        There is neither, or it has no records.
-    """
-    work = WorkTree(os.fspath(target))
-    for root, finished in ((work.data, False), (work.target, True)):
-        file = PlanFile.load(root / SUFFIX)
-        if file is not None:
-            return Place(work.target, root, file, finished)
-    there = "has no records of volpatch's run" if work.target.exists() else "does not exist"
-    raise TargetError(
-        f"{str(work.target)!r} {there}, and nothing is being built for it; name the output of "
-        f"`volpatch run`, finished or not"
-    )
 
 
 @dataclass
@@ -182,36 +146,30 @@ def status(target: str | os.PathLike[str]) -> Status:
     TargetError
         There is no output there with records.
     """
-    place = find(target)
-    state = State(place.file.n_regions)
-    for event in Reader(place.root / SUFFIX)():
-        state.take(event)
-    left = np.flatnonzero(state.status < DONE).tolist()
+    output = Output(os.fspath(target))
+    stage, ledger = output.opened()
+    state, finished = ledger.told(), stage is Stage.COMPLETE
     codes = (DONE, SKIPPED, EMPTY, FAILED, STARTED, MISSING)
     tally = np.bincount(state.status, minlength=len(STATES))
     found = Status(
-        str(place.target),
-        place.finished,
-        place.file.id,
+        str(output.target),
+        finished,
+        ledger.file.id,
         {STATES[code]: int(tally[code]) for code in codes},
-        left,
+        state.left,
         [state.failures[n] for n in sorted(state.failures) if state.status[n] == FAILED],
         patches=state.patches,
         clipped=state.clipped,
     )
-    if not place.finished:
-        found.in_flight = _calls(place, state)
-        _estimate(found, state, place.file)
+    if not finished:
+        notes = in_flight(output.site.temp)
+        there = (note for note in notes if note["region"] < ledger.file.n_regions)
+        found.in_flight = [note for note in there if not state.is_done(note["region"])]
+        _estimate(found, state, ledger.file.layout["patches"])
     return found
 
 
-def _calls(place: Place, state: State) -> list[dict[str, Any]]:
-    folder = WorkTree(place.target).site.temp
-    n = place.file.n_regions
-    return [t for t in in_flight(folder) if t["region"] < n and not state.is_done(t["region"])]
-
-
-def _estimate(found: Status, state: State, file: PlanFile) -> None:
+def _estimate(found: Status, state: State, patches_in_all: int) -> None:
     """Speed by the newest records, and what it lets expect."""
     if not state.times:
         return
@@ -221,7 +179,7 @@ def _estimate(found: Status, state: State, file: PlanFile) -> None:
     patches = sum(n for _, n in recent) - first_patches
     if newest > first and patches:
         found.patches_per_second = patches / (newest - first)
-        left = file.layout["patches"] * (1 - found.fraction)
+        left = patches_in_all * (1 - found.fraction)
         found.seconds_left = left / found.patches_per_second
 
 
@@ -285,27 +243,28 @@ def verify(target: str | os.PathLike[str], *, deep: bool = False) -> Verificatio
     TargetError
         There is no output there with records, or its plan is damaged.
     """
-    place = find(target)
-    found = Verification(str(place.target), place.finished, deep)
-    check_units(place, found)
-    if place.finished:
-        told = committed_files(place.root)
+    output = Output(os.fspath(target))
+    stage, ledger = output.opened()
+    found = Verification(str(output.target), stage is Stage.COMPLETE, deep)
+    check_units(ledger, found)
+    if found.finished:
+        told = ledger.told().metadata
         for key, (size, checksum) in told.items():
-            _note(found, key, fault(place.root / key, size, checksum), size)
-        for key in metadata_files(place.spec, completion(place.file, place.spec)):
+            _note(found, key, fault(ledger.root / key, size, checksum), size)
+        for key in metadata_files(ledger.spec, completion(ledger.file, ledger.spec)):
             found.bad.update({} if key in told else {key: UNRECORDED})
     if deep:
-        _decode(place, found)
+        _decode(ledger, found)
     found.bad = dict(sorted(found.bad.items()))
     return found
 
 
-def check_units(place: Place, found: Verification) -> set[int]:
+def check_units(ledger: Ledger, found: Verification) -> set[int]:
     """Note the units that are not as recorded; gives their numbers, the unrecorded included."""
-    spec = place.spec
+    spec = ledger.spec
     if 2 * spec.n_units > machine.memory_granted():
         raise RunError(
-            f"{str(place.target)!r} has {spec.n_units:,} write units, and to check them takes two "
+            f"{found.target!r} has {spec.n_units:,} write units, and to check them takes two "
             f"bytes each, more than the {machine.memory_granted():,} that are free; check it on a "
             f"machine with more memory"
         )
@@ -314,10 +273,10 @@ def check_units(place: Place, found: Verification) -> set[int]:
     whys: dict[int, str] = {}
 
     def look(unit: tuple[int, int, str]) -> str | None:
-        return fault(place.root / unit_key(spec, unit[0]), *unit[1:])
+        return fault(ledger.root / unit_key(spec, unit[0]), *unit[1:])
 
     with ThreadPoolExecutor(machine.processors()) as threads:
-        for event in Reader(place.root / SUFFIX)():
+        for event in ledger.events():
             if event["kind"] != "layer":
                 continue
             there = (unit for unit in event["units"] if 0 <= unit[0] < spec.n_units)
@@ -327,7 +286,7 @@ def check_units(place: Place, found: Verification) -> set[int]:
                 found.bytes += 0 if known[unit[0]] else unit[1]
                 known[unit[0]], good[unit[0]] = True, why is None
                 whys[unit[0]] = why or ""
-    bad = np.flatnonzero(~good if place.finished else known & ~good).tolist()
+    bad = np.flatnonzero(~good if found.finished else known & ~good).tolist()
     for unit in bad:
         found.bad[unit_key(spec, unit)] = whys.get(unit) or UNRECORDED
     return set(bad)
@@ -359,23 +318,23 @@ def fault(path: Path, size: int, checksum: str) -> str | None:
     return None if running.hexdigest() == checksum else "its bytes are not those that were written"
 
 
-def _decode(place: Place, found: Verification) -> None:
+def _decode(ledger: Ledger, found: Verification) -> None:
     """Decode every write unit that is there, and note those that do not decode."""
     import zarr
 
-    spec = place.spec
-    metadata = place.root / IMAGE / "zarr.json"
+    spec = ledger.spec
+    metadata = ledger.root / IMAGE / "zarr.json"
     if os.path.lexists(metadata) and not metadata.is_file():
         return  # as is told already; zarr would open a named pipe, and wait
     try:
-        array = zarr.open_array(zarr.storage.LocalStore(place.root), path=IMAGE, mode="r")
+        array = zarr.open_array(zarr.storage.LocalStore(ledger.root), path=IMAGE, mode="r")
     except Exception as error:
-        if place.finished:
+        if found.finished:
             found.bad.setdefault(f"{IMAGE}/zarr.json", f"it cannot be opened: {error}")
         return
     for number in range(spec.n_units):
         key = unit_key(spec, number)
-        if key in found.bad or not (place.root / key).is_file():
+        if key in found.bad or not (ledger.root / key).is_file():
             continue
         position = np.unravel_index(number, spec.unit_grid)
         starts = [int(i) * u for i, u in zip(position, spec.unit, strict=True)]
@@ -404,22 +363,27 @@ def commit(target: str | os.PathLike[str]) -> str:
     TargetError
         Nothing is being built there.
     """
-    place = find(target)
-    if place.finished:
-        work = WorkTree(place.target)
-        with work.publishing():
-            work.clear_up()
-        check_whole(place.root, place.file, place.spec)
-        return str(place.target)
-    left = status(target).left
+    return committed(target)[0]
+
+
+def committed(target: str | os.PathLike[str]) -> tuple[str, bool]:
+    """As `commit`; tells too whether the output was complete already."""
+    output = Output(os.fspath(target))
+    stage, ledger = output.opened()
+    if stage is Stage.COMPLETE:
+        with output.publishing():
+            output.settle()
+        ledger.check_whole(ledger.state())
+        return str(output.target), True
+    left = ledger.told().left
     if left:
         raise IncompleteError(
-            f"{len(left)} of {place.file.n_regions} regions of {str(place.target)!r} are not done: "
-            f"{show_numbers(left, 100)}. Run again, or `volpatch retry` those that failed; then "
-            f"commit"
+            f"{len(left)} of {ledger.file.n_regions} regions of {str(output.target)!r} are not "
+            f"done: {show_numbers(left, 100)}. Run again, or `volpatch retry` those that failed; "
+            f"then commit"
         )
-    publish(WorkTree(place.target), place.file, place.spec)
-    return str(place.target)
+    output.publish(ledger)
+    return str(output.target), False
 
 
 def clean(target: str | os.PathLike[str]) -> bool:
@@ -435,10 +399,9 @@ def clean(target: str | os.PathLike[str]) -> bool:
     TargetError
         A run is at work there, or the folder holds what volpatch did not make.
     """
-    work = WorkTree(os.fspath(target))
-    with work.publishing():
-        work.restore()
-    there = os.path.lexists(work.folder)
-    with work.unused():
-        work.discard()
+    output = Output(os.fspath(target))
+    with output.publishing():
+        output.settle(ended=False)
+    there = os.path.lexists(output.folder)
+    output.discard()
     return there

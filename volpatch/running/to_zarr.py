@@ -24,7 +24,6 @@ import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,13 +35,15 @@ from volpatch.core.errors import SettingError, TargetError
 from volpatch.core.layout import write_units
 from volpatch.core.options import Durability, Sizes
 from volpatch.storage.adapt import AnyVolume, as_array, checked
+from volpatch.storage.codec import TargetSpec
 from volpatch.storage.endings import check_ending
-from volpatch.storage.ledger import PlanFile, Recorder, begin_records
+from volpatch.storage.ledger import Ledger, begin_records
 from volpatch.storage.locks import check_locks
 from volpatch.storage.ngff import normal_unit
 from volpatch.storage.open import sources_of
-from volpatch.storage.output import TargetSpec, WorkTree
-from volpatch.storage.publish import completion, publish
+from volpatch.storage.output import Output
+from volpatch.storage.plan_file import PlanFile
+from volpatch.storage.records import Recorder
 from volpatch.storage.stores.local import SUFFIX, check_target
 
 Array = NDArray[Any]
@@ -124,9 +125,9 @@ def to_zarr(
             f"output gives them in voxels; interpolate, or assign others (assign_coords)",
             stacklevel=2,
         )
-    work = WorkTree(os.fspath(path), durability=durability)
-    there = PlanFile.load(work.data / SUFFIX)
-    if there is not None and there.writer is None and not overwrite:
+    work = Output(os.fspath(path), durability=durability)
+    there = work.building()
+    if there is not None and there.file.writer is None and not overwrite:
         raise TargetError(
             f"an unfinished run is building {str(work.target)!r}; finish it, remove it with "
             f"`volpatch clean`, or pass overwrite=True"
@@ -134,17 +135,18 @@ def to_zarr(
     pairs = zip(_sizes(data, spec), spec.unit, strict=True)
     whole = tuple(_aligned(sizes, unit) for sizes, unit in pairs)
     plan = _plan(spec, whole)
-    work.prepare(spec, overwrite=overwrite, record=completion(plan, spec))
+    work.settle(ended=False)
+    check_target(work.target, overwrite=overwrite, source_path=None)
+    work.begin(overwrite=overwrite, anew=True)
     call = work.tmp / uuid.uuid4().hex
     with work.in_use():
         try:
             call.mkdir()
-            begin_records(work.data / SUFFIX, work.puts)
+            begin_records(work.data, work.puts)
             _write(data, whole, WriteBlock(str(work.target), spec, durability, call.name))
-            plan.create(work.data / SUFFIX, work.puts)
-            publish(work, plan, spec)
+            work.publish(Ledger.create(work.data, plan, work.puts))
         except BaseException:
-            _give_up(work, call)
+            work.give_up(call)
             raise
     return str(work.target)
 
@@ -236,9 +238,9 @@ def _recorder(target: str, durability: Durability, call: str) -> Recorder:
     return Recorder(work.data / SUFFIX, work.puts)
 
 
-def _tree(target: str, durability: Durability, call: str) -> WorkTree:
+def _tree(target: str, durability: Durability, call: str) -> Output:
     """Where the output is built, with the temporary files of one call in its own folder."""
-    work = WorkTree(target, durability=durability)
+    work = Output(target, durability=durability)
     work.puts.tmp = work.tmp / call
     return work
 
@@ -257,16 +259,6 @@ def _aligned(sizes: Sequence[int], unit: int) -> tuple[int, ...]:
     edges = borders(sizes)
     moved = sorted({min(-(-edge // unit) * unit, edges[-1]) for edge in edges})
     return tuple(b - a for a, b in itertools.pairwise(moved))
-
-
-def _give_up(work: WorkTree, call: Path) -> None:
-    """Remove all that was written, and keep blocks that are still computed from writing."""
-    # Two renames end it at once: blocks on their way find neither where to begin a file nor
-    # where to put it, so the folder can be removed in peace, and its name can be used again.
-    for old, new in ((call, "stopped"), (work.data, "given-up")):
-        if old.exists():
-            os.rename(old, work.tmp / f"{call.name}-{new}")
-    work.discard()
 
 
 # -- what the output looks like ------------------------------------------------------------

@@ -42,9 +42,10 @@ from volpatch.core.recipe import Recipe
 from volpatch.functions.named import Func, FunctionSpec, loaded
 from volpatch.planning.plan import Plan
 from volpatch.running.inflight import Flight
+from volpatch.storage.codec import TargetSpec
 from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
-from volpatch.storage.ledger import Recorder
-from volpatch.storage.output import Site, TargetSpec
+from volpatch.storage.output import Site
+from volpatch.storage.records import Recorder
 from volpatch.storage.volume import Source
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""The output of a run: built beside its place, put there by one rename.
+"""An output: built beside its place, put there by one rename.
 
     out.zarr.volpatch/          the work folder
         volpatch.json           says that the folder is ours, and whether `out.zarr` may be replaced
@@ -7,50 +7,55 @@
             .volpatch/          its plan and records (see volpatch.storage.ledger)
         old/                    between the two renames of an overwrite: what `out.zarr` was
 
-The image is OME-Zarr 0.5 on Zarr 3. zarr gives the metadata and the coordinates; the image's
-objects are encoded and put by `LayerWriter`, each whole and by one task. Several processes may
-build one output: whatever they do twice, they do with the same bytes.
+    absent  --begin-->  building  --publish-->  complete
+       ^-----discard-------'                       |
+                           '<--begin, to replace it when the new one is published
+
+The image is OME-Zarr 0.5 on Zarr 3. Its objects are encoded and put by `LayerWriter`, each whole
+and by one task. Several processes may build one output: whatever they do twice, they do with the
+same bytes. Any of them may publish, also several at once, also again after it was cut short.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
 import json
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from volpatch.core.axes import has_positions
 from volpatch.core.errors import RunError, TargetError
 from volpatch.core.options import Durability
-from volpatch.storage.codec import TargetSpec, zarr_codecs
+from volpatch.core.parse import show_numbers
+from volpatch.storage.codec import TargetSpec
 from volpatch.storage.layers import IMAGE, LayerWriter
+from volpatch.storage.ledger import LISTED, Ledger
 from volpatch.storage.locks import lock
-from volpatch.storage.ngff import multiscales, omero
+from volpatch.storage.metadata import completion, metadata_files, own_version
 from volpatch.storage.stores.local import (
     KNOWN,
     MARKER,
     SUFFIX,
     Puts,
     check_replaceable,
-    check_target,
     check_work_folder,
     disk_errors,
     read_marker,
     work_folder,
 )
 
-__all__ = ["Site", "TargetSpec", "WorkTree", "check_target"]
 
-_NODE = "zarr.json"
+class Stage(enum.Enum):
+    """How far an output is. One that is to be replaced is `BUILDING` while it is."""
+
+    ABSENT = "absent"
+    BUILDING = "building"
+    COMPLETE = "complete"
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class Site:
         return self.root / SUFFIX
 
 
-class WorkTree:
-    """`TARGET.volpatch`, beside TARGET, where the output is built.
+class Output:
+    """The output of a run, at whatever stage it is.
 
     Parameters
     ----------
@@ -99,20 +104,48 @@ class WorkTree:
         self.old = self.folder / "old"
         self.puts = Puts(self.tmp, root=self.data, durability=durability)
 
+    # -- what is there -------------------------------------------------------------------
+
+    def building(self) -> Ledger | None:
+        """The ledger of the tree that is being built; None where there is none."""
+        return Ledger.open(self.data)
+
+    def complete(self) -> Ledger | None:
+        """The ledger of the output in its place; None where there is none."""
+        return Ledger.open(self.target)
+
+    def opened(self) -> tuple[Stage, Ledger]:
+        """The ledger of what is being built, else of what is complete.
+
+        Raises
+        ------
+        TargetError
+            There is neither, or it has no records.
+        """
+        if (ledger := self.building()) is not None:
+            return Stage.BUILDING, ledger
+        if (ledger := self.complete()) is not None:
+            return Stage.COMPLETE, ledger
+        there = "has no records of volpatch's run" if self.target.exists() else "does not exist"
+        raise TargetError(
+            f"{str(self.target)!r} {there}, and nothing is being built for it; name the output of "
+            f"`volpatch run`, finished or not"
+        )
+
+    def is_published(self, plan_id: str) -> bool:
+        """Whether the complete output of just this plan is in its place."""
+        found = self.complete() if (self.target / "zarr.json").is_file() else None
+        return found is not None and found.file.id == plan_id
+
     @property
     def may_replace(self) -> bool:
         """Whether what is built here may replace an earlier output, by this caller or another."""
         return self.overwrite or read_marker(self.folder).get("overwrite") is True
 
     @property
-    def has_plan(self) -> bool:
-        """Whether a run was begun here that can go on."""
-        return (self.data / SUFFIX / "plan.json").exists()
-
-    @property
     def is_leftover(self) -> bool:
         """Whether the folder holds what nobody will go on with: no plan, but more than that."""
-        if self.has_plan:
+        if (self.data / SUFFIX / "plan.json").exists():
             return False
         marker = read_marker(self.folder)
         if marker and ("tree" not in marker or "mends" in marker):
@@ -130,42 +163,55 @@ class WorkTree:
             )
         return Site(self.data, self.tmp / tree, self.puts.durability)
 
-    def prepare(
-        self, spec: TargetSpec, *, overwrite: bool, record: Mapping[str, Any] | None = None
-    ) -> None:
-        """Start afresh: check, drop an unfinished tree of ours, write the metadata.
+    def missing(self, spec: TargetSpec) -> Iterator[str]:
+        """Keys, below the root, of write units that are not there; in C order."""
+        *lead, last = spec.unit_grid
+        for position in itertools.product(*map(range, lead)):
+            key = "/".join((IMAGE, "c", *map(str, position)))
+            there = _objects(self.data / key)
+            yield from (f"{key}/{i}" for i in range(last) if str(i) not in there)
+
+    # -- its life ------------------------------------------------------------------------
+
+    def settle(self, *, ended: bool = True) -> None:
+        """Undo a publish that was cut short between its renames, or finish it after them.
 
         Parameters
         ----------
-        spec : TargetSpec
-        overwrite : bool
-            Whether `publish` may replace an earlier output; that one stays until then.
-        record : mapping, optional
-            What the finished output says of itself, which it is when it is seen under its name.
+        ended : whether what is left of one that was cut short after its renames is removed. A
+            folder that another process begins just now looks the same: not to be done by one of
+            several that replace an output together.
         """
-        self.restore()
-        check_target(self.target, overwrite=overwrite, source_path=None)
-        with self.unused():
+        self._put_back()
+        over = os.path.lexists(self.folder) and not os.path.lexists(self.data)
+        if ended and over and os.path.lexists(self.target):
             self.discard()
-        self.begin(overwrite=overwrite)
-        self.put_metadata(spec, {"complete": True} if record is None else record)
 
-    def begin(self, *, overwrite: bool, mends: bool = False) -> None:
+    def begin(self, *, overwrite: bool, anew: bool = False) -> None:
         """Make the folders, or those that are missing; several processes may do so at once.
 
         Parameters
         ----------
         overwrite : bool
             Whether `publish` may replace an earlier output; that one stays until then.
-        mends : bool
-            Whether the finished output is repaired in its place, so that no tree is built.
+        anew : bool
+            Whether a tree that is there is dropped first.
         """
+        if anew:
+            self.discard()
+        self._make_folders(overwrite=overwrite)
+
+    def _make_folders(self, *, overwrite: bool, mends: bool = False) -> None:
         with disk_errors(self.folder):
             for folder in (self.folder, self.tmp):
                 self.puts.make_folder(folder, exist_ok=True)
             if "volpatch" not in read_marker(self.folder):
-                marker = {"volpatch": _version(), "overwrite": overwrite, "tree": uuid.uuid4().hex}
-                marker.update({"mends": True} if mends else {})
+                marker = {
+                    "volpatch": own_version(),
+                    "overwrite": overwrite,
+                    "tree": uuid.uuid4().hex,
+                    **({"mends": True} if mends else {}),
+                }
                 self.puts.put_new(self.folder / MARKER, json.dumps(marker).encode())
             site = self.site
             for folder in (site.temp, *(() if mends else (site.root,))):
@@ -180,28 +226,6 @@ class WorkTree:
             for folder in (self.tmp, site.temp):
                 self.puts.make_folder(folder, exist_ok=True)
         return site
-
-    def put_metadata(
-        self, spec: TargetSpec, record: Mapping[str, Any] | None = None
-    ) -> dict[str, bytes]:
-        """Put all that is not the image's objects; the root's own metadata comes last.
-
-        Parameters
-        ----------
-        spec : TargetSpec
-        record : mapping, optional
-            What the root's attributes say under 'volpatch' besides.
-
-        Returns
-        -------
-        dict of str to bytes
-            What was put, by key.
-        """
-        files = metadata_files(spec, record or {})
-        with disk_errors(self.data):
-            for key, content in files.items():
-                self.puts.put(self.data / key, content)
-        return files
 
     def writer(
         self,
@@ -223,25 +247,35 @@ class WorkTree:
             check=check,
         )
 
-    def missing(self, spec: TargetSpec) -> Iterator[str]:
-        """Keys, below the root, of write units that are not there; in C order."""
-        *lead, last = spec.unit_grid
-        for position in itertools.product(*map(range, lead)):
-            key = "/".join((IMAGE, "c", *map(str, position)))
-            there = _objects(self.data / key)
-            yield from (f"{key}/{i}" for i in range(last) if str(i) not in there)
+    def publish(self, ledger: Ledger) -> None:
+        """Put the finished tree in its place, if all of it is there, and remove the work folder.
 
-    def publish(self, spec: TargetSpec) -> None:
-        """Put the finished tree in its place and remove the work folder.
+        This is the one step that makes an output exist. Where another process was faster,
+        nothing is left to do.
 
         Raises
         ------
         RunError
-            Something is missing; nothing is changed.
+            Regions are missing, or objects; nothing is changed.
         TargetError
             There is something in that place that must not be replaced.
         """
-        self._check_complete(spec)
+        with self.publishing():
+            self._put_back()
+            if not os.path.lexists(self.data) and self.is_published(ledger.file.id):
+                self._remove_all()
+                return
+            self._check_complete(ledger)
+            site = self.site
+            files = metadata_files(ledger.spec, completion(ledger.file, ledger.spec))
+            with disk_errors(self.data):
+                for key, content in files.items():  # the root's own comes last
+                    self.puts.put(self.data / key, content)
+            ledger.tell_metadata(files, site.puts)
+            ledger.flush(site.puts)
+            self._move()
+
+    def _move(self) -> None:
         check_work_folder(self.folder)
         replaces = os.path.lexists(self.target)
         if replaces:
@@ -252,19 +286,72 @@ class WorkTree:
             try:
                 self.puts.rename(self.data, self.target)
             except OSError:
-                self.restore()
+                self._put_back()
                 raise
             if replaces:  # half removed, it must never be taken for what to put back
                 self.puts.rename(self.old, self.tmp / "old")
         self._remove("the output itself is complete")
 
     def discard(self) -> None:
-        """Remove the work folder, if it is there and all in it is ours."""
-        if not os.path.lexists(self.folder):
-            return
-        check_work_folder(self.folder)
-        self.restore()
-        self._remove("nothing was published")
+        """Remove the work folder, if it is there, all in it is ours and nobody is at work in it."""
+        with self.unused():
+            self._remove_all()
+
+    def give_up(self, temp: Path) -> None:
+        """Remove all that was written into a tree, and keep what still writes from writing.
+
+        Parameters
+        ----------
+        temp : folder for temporary files, of those who may still write.
+        """
+        # Two renames end it at once: who is still at it finds neither where to begin a file nor
+        # where to put it, so the folder can be removed in peace, and its name can be used again.
+        for old, new in ((temp, "stopped"), (self.data, "given-up")):
+            if old.exists():
+                os.rename(old, self.tmp / f"{temp.name}-{new}")
+        self._remove_all()
+
+    def _remove_all(self) -> None:
+        if os.path.lexists(self.folder):
+            check_work_folder(self.folder)
+            self._put_back()
+            self._remove("nothing was published")
+
+    def _remove(self, outcome: str) -> None:
+        with disk_errors(self.folder, outcome):
+            for name in (*KNOWN, MARKER):
+                self.puts.remove(self.folder / name)
+            self.puts.remove(self.folder)
+
+    def _put_back(self) -> None:
+        """Undo a publish that was cut short between its two renames."""
+        if os.path.lexists(self.old) and not os.path.lexists(self.target):
+            check_work_folder(self.folder)
+            with disk_errors(self.target):
+                self.puts.rename(self.old, self.target)
+
+    def _check_complete(self, ledger: Ledger) -> None:
+        left = ledger.state().left
+        if left:
+            raise RunError(
+                f"{len(left)} of {ledger.file.n_regions} regions of {str(self.target)!r} are not "
+                f"done ({show_numbers(left, LISTED)}); nothing was published. Run again to compute "
+                f"them, or see `volpatch status`"
+            )
+        first: list[str] = []
+        count = 0
+        for key in self.missing(ledger.spec):
+            count += 1
+            if len(first) < LISTED:
+                first.append(key)
+        if count:
+            more = ", ..." if count > len(first) else ""
+            raise RunError(
+                f"{count} of {ledger.spec.n_units} write units of {str(self.target)!r} are missing "
+                f"({', '.join(first)}{more}); nothing was published. Run again to compute them"
+            )
+
+    # -- who is at it ----------------------------------------------------------------------
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -284,6 +371,16 @@ class WorkTree:
         """Let one process at a time repair the finished output; others are refused."""
         with self._locked(self.target / SUFFIX):
             yield
+
+    @contextmanager
+    def beside(self) -> Iterator[Site]:
+        """Where to write while the complete output is repaired in its place."""
+        self._make_folders(overwrite=False, mends=True)
+        try:
+            with self.in_use():
+                yield Site(self.target, self.site.temp, self.puts.durability)
+        finally:
+            self._remove_all()
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
@@ -316,130 +413,6 @@ class WorkTree:
             yield
         finally:
             os.close(handle)
-
-    def _remove(self, outcome: str) -> None:
-        with disk_errors(self.folder, outcome):
-            for name in (*KNOWN, MARKER):
-                self.puts.remove(self.folder / name)
-            self.puts.remove(self.folder)
-
-    def restore(self) -> None:
-        """Undo a publish that was cut short between its two renames."""
-        if os.path.lexists(self.old) and not os.path.lexists(self.target):
-            check_work_folder(self.folder)
-            with disk_errors(self.target):
-                self.puts.rename(self.old, self.target)
-
-    def clear_up(self) -> None:
-        """Finish a publish that was cut short after its renames.
-
-        A folder that another process begins just now looks the same: not to be called by one
-        of several that replace an output together.
-        """
-        ended = os.path.lexists(self.folder) and not os.path.lexists(self.data)
-        if ended and os.path.lexists(self.target):
-            with self.unused():
-                self.discard()
-
-    def _check_complete(self, spec: TargetSpec) -> None:
-        for name in ("", "scale0/", f"{IMAGE}/"):
-            if not (self.data / f"{name}zarr.json").is_file():
-                raise RunError(
-                    f"{str(self.data)!r} has no {name}zarr.json, so there is nothing to publish; "
-                    "run again from the start"
-                )
-        first: list[str] = []
-        count = 0
-        for key in self.missing(spec):
-            count += 1
-            if len(first) < 3:
-                first.append(key)
-        if count:
-            more = ", ..." if count > len(first) else ""
-            raise RunError(
-                f"{count} of {spec.n_units} write units of {str(self.target)!r} are missing "
-                f"({', '.join(first)}{more}); nothing was published. Run again to compute them"
-            )
-
-
-def _version() -> str:
-    try:
-        return version("volpatch")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, bytes]:
-    """Groups, coordinates and an image without objects, by key; the root's own file is last.
-
-    `record` is added to what the root's attributes say under 'volpatch'.
-    """
-    import zarr
-
-    level = [(IMAGE, spec.spacing, spec.origin)]
-    ome = multiscales(name=spec.name, dims=spec.dims, units=spec.units, datasets=level)
-    if spec.channel_names is not None:
-        ome["omero"] = omero(spec.channel_names, np.dtype(spec.dtype))
-    # sorted, so that the bytes are the same when the spec comes from a file
-    ours = dict(sorted({"version": _version(), **spec.attributes, **record}.items()))
-    held: dict[str, Any] = {}
-    store = zarr.storage.MemoryStore(held)
-    root = zarr.create_group(store, zarr_format=3, attributes={"ome": ome, "volpatch": ours})
-    scale = root.create_group("scale0")
-    itemsize = np.dtype(spec.dtype).itemsize
-    scale.create_array(
-        "image",
-        shape=spec.shape,
-        dtype=spec.dtype,
-        chunks=spec.chunks,
-        shards=spec.shards,
-        compressors=zarr_codecs(spec.codec, itemsize),
-        filters=None,
-        fill_value=0,
-        dimension_names=spec.dims,
-    )
-    for dim, size, step, first, unit in zip(
-        spec.dims, spec.shape, spec.spacing, spec.origin, spec.units, strict=True
-    ):
-        if has_positions(dim):
-            scale.create_array(
-                dim,
-                data=first + step * np.arange(size, dtype=np.float64),
-                chunks=(size,),
-                compressors=zarr_codecs("zstd", 8),
-                dimension_names=(dim,),
-                attributes={} if unit is None else {"units": unit},
-                config={"write_empty_chunks": True},  # a lone 0.0 is a value, not a gap
-            )
-    keys = sorted(held, key=lambda key: (-key.count("/"), key))
-    return _consolidated({key: held[key].to_bytes() for key in keys})
-
-
-def _consolidated(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Metadata files with a root that repeats what all others say, so that one read tells all.
-
-    It is outside of the specification, but readers that do not know it pass it over. The bytes
-    are those of `zarr.consolidate_metadata`, which zarr 3.1 cannot do under `python -O`.
-    """
-    root = json.loads(files[_NODE])
-    below = {
-        key.removesuffix(f"/{_NODE}"): json.loads(content)
-        for key, content in files.items()
-        if key.endswith(f"/{_NODE}")
-    }
-    order = sorted(below, key=lambda path: (path.count("/"), path))
-    nodes = {path: _with_members(below[path], {}) for path in order}
-    text = json.dumps(_with_members(root, nodes), indent=2)
-    return {**files, _NODE: text.encode()}
-
-
-def _with_members(node: dict[str, Any], members: dict[str, Any]) -> dict[str, Any]:
-    """A group's metadata with those of its members; an array's as it is."""
-    if node["node_type"] != "group":
-        return node
-    told = {"kind": "inline", "must_understand": False, "metadata": members}
-    kind = node.pop("node_type")
-    return {**node, "consolidated_metadata": told, "node_type": kind}
 
 
 def _objects(folder: Path) -> set[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,12 @@ from tests.test_run import image, store
 from volpatch import IncompleteError, RunError, SettingError, TargetError
 from volpatch.compute.stream import Caller
 from volpatch.functions.named import FunctionSpec
-from volpatch.running.status import find
+from volpatch.report import info
 from volpatch.storage.layers import unit_key
-from volpatch.storage.ledger import decode_line
+from volpatch.storage.open import open_source
+from volpatch.storage.output import Output
+from volpatch.storage.plan_file import PlanFile
+from volpatch.storage.records import decode_line
 from volpatch.storage.stores.local import Puts
 
 RAISES = list(MISDEEDS).index("raises")
@@ -74,7 +79,7 @@ def marks(target):
 
 def records(target):
     """All lines of all records, with their files."""
-    folder = find(target).root / ".volpatch/records"
+    folder = Output(target).opened()[1].root / ".volpatch/records"
     return [
         (path, number, decode_line(line))
         for path in sorted(folder.iterdir())
@@ -283,7 +288,7 @@ def spoil_line(path, number):
 
 def test_units_of_a_damaged_record_are_named_and_made_again(finished, tmp_path):
     target = shutil.copytree(finished, tmp_path / "copy.zarr")
-    spec = find(target).spec
+    spec = Output(target).opened()[1].spec
     whole = {key: value[2] for key, value in marks(target).items()}
     layers = [(p, n, e) for p, n, e in records(target) if e["kind"] == "layer"]
     for path, number, event in layers[:3]:
@@ -334,7 +339,7 @@ def f(patch): return patch * np.float32(2)
 @pytest.mark.parametrize("what", ["function", "weights", "input", "gone", "deleted"])
 def test_an_output_of_something_else_is_not_mended(here, monkeypatch, what):
     monkeypatch.syspath_prepend(str(here / "nowhere"))
-    code = here / "code_for_upkeep.py"
+    code = here / "code_for_status.py"
     code.write_text(CODE)
     (here / "weights").write_text("one")
     target = here / "out.zarr"
@@ -357,7 +362,7 @@ def test_an_output_of_something_else_is_not_mended(here, monkeypatch, what):
         "weights": r"depends_on\.1 .*weights\) was",
         "input": r"c/0/0/0' of the input changed, and 1 regions of .* \(region 0, say\)",
         "gone": r"no such volume.*in\.zarr",
-        "deleted": r"there is no file '.*code_for_upkeep\.py' to import",
+        "deleted": r"there is no file '.*code_for_status\.py' to import",
     }[what]
     with pytest.raises(volpatch.VolpatchError, match=says) as caught:
         volpatch.retry(target, **QUICK)
@@ -537,7 +542,7 @@ def test_retry_mends_what_went_bad_before_the_end(here, ask):
 def all_but_published(here, monkeypatch):
     """An output whose regions are all done, of a run that died before it was published."""
     with monkeypatch.context() as patching:
-        patching.setattr("volpatch.running.scheduler.publish", lambda *args: _stop())
+        patching.setattr(Output, "publish", lambda *args: _stop())
         with pytest.raises(KeyboardInterrupt):
             run(SHADE, here / "in.zarr", here / "out.zarr")
     return here / "out.zarr"
@@ -658,3 +663,42 @@ def test_more_units_than_there_is_memory_to_count_are_not_checked(finished, monk
     says = f"has {units} write units.* two bytes each, more than the {2 * units - 1} that are free"
     with pytest.raises(RunError, match=says):
         volpatch.verify(finished)
+
+
+def openings(monkeypatch, call):
+    """How often a call opens the ledger of an output, that is, reads a plan."""
+    found = []
+    load = PlanFile.load
+
+    def counted(folder):
+        plan = load(folder)
+        found.extend([] if plan is None else [folder])
+        return plan
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PlanFile, "load", counted)
+        with suppress(IncompleteError):
+            call()
+    return len(found)
+
+
+def test_a_command_opens_the_ledger_once(here, monkeypatch):
+    count = functools.partial(openings, monkeypatch)
+    target, source = here / "out.zarr", here / "in.zarr"
+    assert count(lambda: run(BAD, source, target)) == 1
+    assert count(lambda: volpatch.status(target)) == 1
+    assert count(lambda: volpatch.verify(target)) == 1
+    assert count(lambda: volpatch.commit(target)) == 1
+    assert count(lambda: volpatch.retry(target)) == 1
+    (here / "mended").touch()
+    assert count(lambda: run(BAD, source, target, part="0/2")) == 1  # one that goes on
+    assert count(lambda: volpatch.retry(target)) == 1
+    assert target.exists()
+    assert count(lambda: run(BAD, source, target)) == 1  # all is done
+    assert count(lambda: volpatch.commit(target)) == 1
+    (target / "scale0/image/c/0/0/0").unlink()
+    assert count(lambda: volpatch.retry(target)) == 1
+    assert count(lambda: info.command_of(target)) == 1
+    assert count(lambda: info.facts_of(open_source(target))) == 1
+    assert count(lambda: volpatch.clean(target)) == 0
+    assert count(lambda: volpatch.to_zarr(np.ones((4, 4, 4)), here / "written.zarr")) == 1
