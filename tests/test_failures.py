@@ -24,7 +24,7 @@ from tests.helpers_functions import MARK, MISDEEDS
 from tests.test_run import image, same, store
 from volpatch import IncompleteError, RunError, TargetError, map_patches
 from volpatch.core.grid import Box
-from volpatch.storage.stores import local as puts
+from volpatch.storage.stores import local as disk
 
 SHAPE = (24, 24, 24)
 BACKENDS = ("threads", "processes")
@@ -512,7 +512,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_function_is_calle
     here, monkeypatch
 ):
     store(here / "in.zarr", volume_with({}), 8)
-    monkeypatch.setattr(puts, "probe", lambda folder: _fail(errno.EROFS))
+    monkeypatch.setattr(disk, "probe", lambda folder: _fail(errno.EROFS))
     with pytest.raises(TargetError, match=r"no file can be written in .*Read-only file system"):
         run("tests.helpers_functions:shade_and_count", here / "in.zarr", here / "out.zarr")
     assert os.listdir(here) == ["in.zarr"]
@@ -728,7 +728,7 @@ def test_a_fault_of_the_disk_that_passes_is_waited_for(here, monkeypatch, call, 
     store(here / "in.zarr", volume, 8)
     real, count = getattr(os, call), []
     sleeps = []
-    monkeypatch.setattr(puts.time, "sleep", sleeps.append)
+    monkeypatch.setattr(disk.time, "sleep", sleeps.append)
 
     def fail(*args, **kwargs):
         if _ours(call, args, here):

@@ -37,7 +37,7 @@ from volpatch.storage.records import (
     decode_line,
     encode_line,
 )
-from volpatch.storage.stores.local import Puts
+from volpatch.storage.stores.local import AtomicFiles
 
 RAISES = list(MISDEEDS).index("raises")
 BAD = "tests.helpers_functions:misbehave"
@@ -348,12 +348,12 @@ def test_a_part_that_is_overtaken_while_it_makes_its_plan_finds_all_done(here, m
         monkeypatch.undo()
         assert run(SHADE, here / "in.zarr", here / "out.zarr", part="0/1").complete
 
-    def created(root, plan, puts):
+    def created(root, plan, disk):
         if moment == "create":
             others()
         else:
             monkeypatch.setattr(PlanFile, "load", loaded)
-        return create(root, plan, puts)
+        return create(root, plan, disk)
 
     def loaded(folder):
         others()
@@ -589,7 +589,7 @@ def test_records_are_read_once_however_they_arrive(found, data):
 
 def test_a_recorder_that_failed_writes_no_line_behind_a_torn_one(tmp_path, monkeypatch):
     (tmp_path / "records").mkdir()
-    log = Recorder(tmp_path, Puts(tmp_path, durability="process"))
+    log = Recorder(tmp_path, AtomicFiles(tmp_path, durability="process"))
     log.write("start", 1)
     real = os.write
 

@@ -71,8 +71,8 @@ def boxes(plan):
 
 def useful(plan, box):
     """Numbers of the patches, per axis, that give a value to a voxel of a box, one by one."""
-    for axis, start, stop in zip(plan.recipe.grid.axes, box.start, box.stop, strict=True):
-        spans = [axis.own(i) if plan.recipe.crop else axis.span(i) for i in range(axis.count)]
+    for axis, start, stop in zip(plan.blending.grid.axes, box.start, box.stop, strict=True):
+        spans = [axis.own(i) if plan.blending.crop else axis.span(i) for i in range(axis.count)]
         yield [i for i, (a, b) in enumerate(spans) if max(a, start) < min(b, stop)]
 
 
@@ -119,7 +119,7 @@ def test_bytes_read_are_those_of_the_chunks_under_every_region(drawn):
     for _, box in boxes(plan):
         voxels = 1
         for axis, numbers, chunk in zip(
-            plan.recipe.grid.axes, useful(plan, box), source.chunks, strict=True
+            plan.blending.grid.axes, useful(plan, box), source.chunks, strict=True
         ):
             low = axis.start(numbers[0]) // chunk
             high = -(-min(axis.start(numbers[-1]) + axis.patch, axis.size) // chunk)
@@ -150,8 +150,8 @@ def test_sums_over_many_regions_are_those_of_walking_over_each(data):
     options["roi"][1] = slice(0, 1)
     source = stored((size, 1), chunks=(data.draw(st.integers(1, 90)), 1))
     plan = volpatch.plan(source, **options)
-    counts, voxels, (axis, _) = 0, 0, plan.recipe.grid.axes
-    spans = [axis.own(i) if plan.recipe.crop else axis.span(i) for i in range(axis.count)]
+    counts, voxels, (axis, _) = 0, 0, plan.blending.grid.axes
+    spans = [axis.own(i) if plan.blending.crop else axis.span(i) for i in range(axis.count)]
     for _, box in boxes(plan):
         start, stop = box.start[0], box.stop[0]
         near = [i for i, (a, b) in enumerate(spans) if max(a, start) < min(b, stop)]

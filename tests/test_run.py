@@ -377,7 +377,7 @@ def test_the_dtype_is_taken_from_a_trial(tmp_path, source):
     plans = []
     report = run(functions.shade, source, tmp_path / "o.zarr", patch=12, announce=plans.append)
     assert report.dtype == "float32"
-    assert plans[0].recipe.complete
+    assert plans[0].blending.complete
     assert plans[0].func_memory is not None
     assert plans[0].resident > 0
 

@@ -8,7 +8,7 @@ import zarr
 
 from tests.test_blending import distinct
 from volpatch import SettingError, map_patches, open_volume, run
-from volpatch.compute.stream import RingInput
+from volpatch.compute.reading import RingInput
 
 
 @pytest.fixture

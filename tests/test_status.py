@@ -20,7 +20,7 @@ from tests.helpers_functions import MISDEEDS
 from tests.test_failures import SHADE, command, run, tree, volume_with
 from tests.test_run import image, store
 from volpatch import IncompleteError, RunError, SettingError, TargetError
-from volpatch.compute.stream import Caller
+from volpatch.compute.caller import Caller
 from volpatch.functions.named import FunctionSpec
 from volpatch.report import info
 from volpatch.storage.layers import unit_key
@@ -28,7 +28,7 @@ from volpatch.storage.open import open_source
 from volpatch.storage.output import Output
 from volpatch.storage.plan_file import PlanFile
 from volpatch.storage.records import decode_line
-from volpatch.storage.stores.local import Puts
+from volpatch.storage.stores.local import AtomicFiles
 
 RAISES = list(MISDEEDS).index("raises")
 BAD = "tests.helpers_functions:misbehave"
@@ -213,7 +213,7 @@ def test_many_damages_at_once_are_mended_in_one_go(finished, tmp_path, ask):
 
 def test_nothing_bad_is_nothing_to_do(finished, ask, monkeypatch):
     before = marks(finished)
-    monkeypatch.setattr(Puts, "put", lambda *args: pytest.fail("something was put"))
+    monkeypatch.setattr(AtomicFiles, "put", lambda *args: pytest.fail("something was put"))
     code, out, _ = ask("retry", finished, "--format", "json")
     assert code == 0
     report = json.loads(out)

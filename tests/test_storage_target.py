@@ -28,7 +28,7 @@ from volpatch.storage.ledger import Ledger, begin_records
 from volpatch.storage.metadata import metadata_files
 from volpatch.storage.output import Output
 from volpatch.storage.plan_file import PlanFile
-from volpatch.storage.stores.local import Puts, check_target
+from volpatch.storage.stores.local import AtomicFiles, check_target
 
 DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32", "float64", "bool")
 CODECS = ("zstd", "zstd:1", "lz4", "none")
@@ -94,7 +94,7 @@ def begin(tree, *, overwrite):
     tree.settle(ended=False)
     check_target(tree.target, overwrite=overwrite, source_path=None)
     tree.begin(overwrite=overwrite, anew=True)
-    begin_records(tree.data, tree.puts)
+    begin_records(tree.data, tree.disk)
 
 
 def finish(tree, spec):
@@ -107,7 +107,7 @@ def build(target, spec, array, units=None, *, seed=0, overwrite=False, layers=1)
     tree = Output(target, durability="process")
     begin(tree, overwrite=overwrite)
     for key, content in metadata_files(spec, {}).items():
-        tree.puts.put(tree.data / key, content)
+        tree.disk.put(tree.data / key, content)
     boxes = list(regions(spec, units or spec.unit_grid))
     random.Random(seed).shuffle(boxes)
     for start, stop in boxes:
@@ -485,7 +485,7 @@ def test_abort_leaves_whole_objects_only(tmp_path):
         writer.write(volume(spec)[6:], 6)
 
 
-class BrokenPuts(Puts):
+class BrokenFiles(AtomicFiles):
     """Fails at one of its steps, as a full disk does: after some of the bytes are there."""
 
     def __init__(self, tmp, *, root, step, number=errno.ENOSPC):
@@ -519,7 +519,7 @@ def test_a_full_disk_leaves_whole_objects_and_no_litter(tmp_path, layout, step):
     tree = Output(tmp_path / "out.zarr")
     begin(tree, overwrite=False)
     whole = objects(build(tmp_path / "other", spec, volume(spec)).data / "scale0/image")
-    tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=step)
+    tree.disk = BrokenFiles(tree.tmp, root=tree.data, step=step)
     with pytest.raises(RunError, match=r"No space left.*free some space and run again") as error:
         write_box(tree, spec, volume(spec), (0, 0, 0), spec.shape)
     assert str(tree.data) in message(error)
@@ -532,7 +532,7 @@ def test_after_a_layer_that_failed_the_writer_is_no_use(tmp_path):
     spec = make_spec()
     tree = Output(tmp_path / "out.zarr")
     begin(tree, overwrite=False)
-    tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=2)
+    tree.disk = BrokenFiles(tree.tmp, root=tree.data, step=2)
     writer = tree.writer(spec, (0, 0, 0), spec.shape, stream_axis=0)
     with pytest.raises(RunError, match="No space left"):
         writer.write(volume(spec)[:2], 0)
@@ -558,17 +558,17 @@ def test_a_worker_left_over_after_publishing_changes_nothing(tmp_path):
 
 def test_folders_are_made_below_the_root_only(tmp_path):
     (tmp_path / "tmp").mkdir()
-    puts = Puts(tmp_path / "tmp", root=tmp_path / "data")
+    disk = AtomicFiles(tmp_path / "tmp", root=tmp_path / "data")
     with pytest.raises(FileNotFoundError):
-        puts.put(tmp_path / "data/c/0", b"a")
+        disk.put(tmp_path / "data/c/0", b"a")
     (tmp_path / "data").mkdir()
-    assert puts.put(tmp_path / "data/c/0", [b"a", memoryview(b"bc")]) == 3
+    assert disk.put(tmp_path / "data/c/0", [b"a", memoryview(b"bc")]) == 3
     assert (tmp_path / "data/c/0").read_bytes() == b"abc"
     assert os.listdir(tmp_path / "tmp") == []
     with pytest.raises(FileNotFoundError):
-        puts.put(tmp_path / "elsewhere/0", b"a")
+        disk.put(tmp_path / "elsewhere/0", b"a")
     with pytest.raises(FileExistsError):
-        puts.rename(tmp_path / "tmp", tmp_path / "data")
+        disk.rename(tmp_path / "tmp", tmp_path / "data")
 
 
 @pytest.mark.parametrize("durability", ["full", "process"])
@@ -580,8 +580,8 @@ def test_full_durability_flushes_before_and_after_the_rename(tmp_path, monkeypat
     name = lambda fd: Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append(name(fd)), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (replace(a, b), done.append("rename")))
-    puts = Puts(tmp_path / "tmp", root=tmp_path / "data", durability=durability)
-    puts.put(tmp_path / "data/c/0", b"a")
+    disk = AtomicFiles(tmp_path / "tmp", root=tmp_path / "data", durability=durability)
+    disk.put(tmp_path / "data/c/0", b"a")
     if durability == "process":
         assert done == ["rename"]
     else:
@@ -674,7 +674,7 @@ def test_overwrite_that_fails_halfway_leaves_the_old_output(tmp_path, step):
     new = volume(spec)[::-1].copy()
     tree = build(target, spec, new, overwrite=True)
     before = 2 * len(metadata_files(spec, {}))
-    tree.puts = BrokenPuts(tree.tmp, root=tree.data, step=before + step, number=errno.EIO)
+    tree.disk = BrokenFiles(tree.tmp, root=tree.data, step=before + step, number=errno.EIO)
     with pytest.raises(
         RunError, match=r"nothing was published. To go on, remove the cause"
     ) as error:

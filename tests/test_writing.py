@@ -148,15 +148,15 @@ def test_processes_write_the_same(tmp_path):
 
 
 def test_each_write_unit_is_put_once(tmp_path, monkeypatch):
-    from volpatch.storage.stores.local import Puts
+    from volpatch.storage.stores.local import AtomicFiles
 
-    put, publish = [], Puts.publish_temp
+    put, publish = [], AtomicFiles.publish_temp
 
     def count(self, temp, path):
         put.append(str(path))
         publish(self, temp, path)
 
-    monkeypatch.setattr(Puts, "publish_temp", count)
+    monkeypatch.setattr(AtomicFiles, "publish_temp", count)
     lazy = da.zeros((30, 31, 32), chunks=(1, 31, 5), dtype="u1")
     to_zarr(lazy, tmp_path / "out.zarr", chunks=8, shards=16)
     objects = [path for path in put if "/image/c/" in path]

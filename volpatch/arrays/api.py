@@ -1,7 +1,7 @@
 """What users call for arrays: NumPy in gives NumPy out, dask dask, xarray xarray.
 
 The only place that asks what kind of array it was given. Each verb takes the array
-apart (data, names of axes), works on NumPy or dask, and puts the answer together again.
+apart (data, names of axes), works on NumPy or dask, and disk the answer together again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from volpatch.compute.blend import Stats
 from volpatch.compute.inmemory import cut_patches, map_array, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
 from volpatch.core.axes import CHANNELS
+from volpatch.core.blending import BlendSpec, check_dtype
 from volpatch.core.declared import completed, takes
 from volpatch.core.errors import GridError, SettingError
 from volpatch.core.grid import AxisGrid, Box, PatchGrid, check_grid
 from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import parse_roi, whole_counts
-from volpatch.core.recipe import Recipe, check_dtype
 from volpatch.core.window import Window, windows_per_axis
-from volpatch.core.words import make_grid, make_recipe, patch_or_default
+from volpatch.core.words import blend_spec, make_grid, patch_or_default
 from volpatch.functions.named import Function, by_name, loaded, operation_dtype
-from volpatch.planning.masks import places_of, skips_of
+from volpatch.planning.masks import patch_filter_of, places_of
 from volpatch.storage.adapt import AnyVolume, as_array
 from volpatch.storage.open import check_lazy
 
@@ -120,17 +120,19 @@ def map_patches(
     if said["dtype"] is None:
         said["dtype"] = operation_dtype(function, given.data.dtype)
     patch = patch_or_default(patch, layout)
-    recipe = make_recipe(
+    blending = blend_spec(
         layout, box.shape, given.data.dtype, patch, said, finalizes=final is not None
     )
     call, finish = loaded(function), None if final is None else loaded(final)
     places = places_of(given, layout.patched_dims)
-    holes = skips_of(said, layout, places)
+    patch_filter = patch_filter_of(said, layout, places)
     workers = whole_counts(workers, 1, "workers")
     if not given.lazy:
         data = np.asarray(given.data)
         stats = Stats()
-        result: Any = map_array(call, data, layout, recipe, box, finish, holes, workers, stats)
+        result: Any = map_array(
+            call, data, layout, blending, box, finish, patch_filter, workers, stats
+        )
         warn_clipped(stats.clipped, result.dtype)
         return _labelled(result, given, layout, box)
     if workers > 1:
@@ -140,7 +142,7 @@ def map_patches(
         )
     chosen = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
     whole = [slice(None) if i in layout.patched else s for i, s in enumerate(chosen)]
-    result = lazy.map_blocks(call, given.data[tuple(whole)], layout, recipe, finish, holes)
+    result = lazy.map_blocks(call, given.data[tuple(whole)], layout, blending, finish, patch_filter)
     patched = tuple(chosen[i] for i in layout.patched)
     return _labelled(result[(..., *patched)], given, layout, box)
 
@@ -221,7 +223,7 @@ def extract(
     given = as_array(volume, "extract")
     layout, grid = grid_over(given, patch, stride, overlap, edge, offset)
     dtype = check_dtype(given.data.dtype, "the source's dtype")
-    recipe = Recipe(
+    blending = BlendSpec(
         grid,
         ("constant",) * grid.ndim,
         dtype,
@@ -231,7 +233,7 @@ def extract(
         pad_value=pad_value,
     )
     data = given.data.transpose(layout.order)
-    patches = lazy.extract_blocks(data, recipe) if given.lazy else _extract_array(data, recipe)
+    patches = lazy.extract_blocks(data, blending) if given.lazy else _extract_array(data, blending)
     if not given.named:
         return patches
     import xarray as xr
@@ -285,8 +287,8 @@ def grid_over(
     return Layout.of(given.dims, shape, patch.patch, named=given.named), patch
 
 
-def _extract_array(array: Array, recipe: Recipe) -> Array:
-    grid = recipe.grid
+def _extract_array(array: Array, blending: BlendSpec) -> Array:
+    grid = blending.grid
     lead = array.ndim - grid.ndim
     if all(a.regular and a.padded == a.size for a in grid.axes) and 0 not in grid.lattice:
         axes = tuple(range(lead, array.ndim))
@@ -294,12 +296,12 @@ def _extract_array(array: Array, recipe: Recipe) -> Array:
         steps = tuple(slice(a.offset, a.start(a.count - 1) + 1, a.stride) for a in grid.axes)
         return views[(slice(None),) * lead + steps]
     out = np.empty((*array.shape[:lead], *grid.lattice, *grid.patch), array.dtype)
-    out = out.astype(recipe.source_dtype, copy=False)
+    out = out.astype(blending.source_dtype, copy=False)
     rest = tuple(range(a.count) for a in grid.axes[1:])
     for place in np.ndindex(array.shape[:lead]):
         read = reader(array[place][None], (0,) * grid.ndim)
         for row in range(grid.lattice[0]):
-            cut_patches(read, recipe, (range(row, row + 1), *rest), out[place][row : row + 1])
+            cut_patches(read, blending, (range(row, row + 1), *rest), out[place][row : row + 1])
     return out
 
 
@@ -350,7 +352,7 @@ def merge(
     given = _in_order(as_array(patches, "merge"))
     lead = lazy.check_patches(given.data.shape, grid)
     kind = check_dtype(given.data.dtype, "the patches' dtype")
-    recipe = lazy.merge_recipe(
+    blending = lazy.merge_recipe(
         grid,
         windows_per_axis(window, grid.ndim, reduce),
         kind,
@@ -360,16 +362,16 @@ def merge(
         fill_value=fill_value,
     )
     if given.lazy:
-        merged = lazy.merge_blocks(given.data, recipe)
+        merged = lazy.merge_blocks(given.data, blending)
         merged = merged if chunks is None else merged.rechunk(chunks)
     else:
         counts = given.data.shape[:lead]
-        merged = np.zeros((*counts, *grid.shape), recipe.out_dtype)
+        merged = np.zeros((*counts, *grid.shape), blending.out_dtype)
         box = Box((0,) * grid.ndim, grid.shape)
         numbers = tuple(range(n) for n in grid.lattice)
         stats = Stats()
         for place in np.ndindex(counts):
-            merge_box(np.asarray(given.data[place]), recipe, numbers, box, merged[place], stats)
+            merge_box(np.asarray(given.data[place]), blending, numbers, box, merged[place], stats)
         warn_clipped(stats.clipped, merged.dtype)
     return _merged(merged, given, lead, grid)
 

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.blend import Finalize, Stats
+from volpatch.compute.caller import Caller, learn_made_up
 from volpatch.compute.inmemory import cut_patches, map_lead, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
-from volpatch.compute.stream import Caller, Holes, learn_made_up
+from volpatch.compute.skip import PatchFilter
+from volpatch.core.blending import BlendSpec
 from volpatch.core.errors import GridError
 from volpatch.core.grid import AxisGrid, Box, PatchGrid
 from volpatch.core.layout import Layout
-from volpatch.core.recipe import Recipe
 from volpatch.storage.adapt import checked
 
 Array = NDArray[Any]
@@ -117,14 +118,14 @@ class MapBlock:
     """What one task of `map_patches` does."""
 
     function: Callable[[Array], Any]
-    recipe: Recipe
+    blending: BlendSpec
     blocks: Blocks
     lead: int
     finalize: Finalize | None
-    holes: Holes | None
+    patch_filter: PatchFilter | None
 
     def __call__(self, block: Array, block_id: tuple[int, ...] | None = None) -> Array:
-        n = self.recipe.grid.ndim
+        n = self.blending.grid.ndim
         box, origin = self.blocks.place((block_id or ())[-n:])
         stats = Stats()
         out = map_lead(
@@ -132,10 +133,10 @@ class MapBlock:
             block,
             origin,
             self.lead,
-            self.recipe,
+            self.blending,
             box,
             self.finalize,
-            self.holes,
+            self.patch_filter,
             stats=stats,
         )
         warn_clipped(stats.clipped, out.dtype)
@@ -146,14 +147,14 @@ def map_blocks(
     function: Callable[[Array], Any],
     array: Any,
     layout: Layout,
-    recipe: Recipe,
+    blending: BlendSpec,
     finalize: Finalize | None,
-    holes: Holes | None,
+    patch_filter: PatchFilter | None,
 ) -> Any:
     """The blended result of a dask array, (lead..., [channels,] patched...), lazily."""
-    recipe = learn_made_up(recipe, Caller(function), finalize)
+    blending = learn_made_up(blending, Caller(function), finalize)
     array = checked(array).transpose(layout.order)
-    lead, grid = len(layout.lead), recipe.grid
+    lead, grid = len(layout.lead), blending.grid
     first = array.ndim - grid.ndim
     if layout.channel is not None:
         array = array.rechunk({lead: -1})
@@ -166,7 +167,7 @@ def map_blocks(
         tuple(map(borders, sizes)),
         tuple(h if len(s) > 1 else 0 for h, s in zip(halo, sizes, strict=True)),
     )
-    channels = recipe.out_channels
+    channels = blending.out_channels
     options: dict[str, Any] = {}
     if layout.channel is None and channels is not None:
         options["new_axis"] = lead
@@ -176,14 +177,14 @@ def map_blocks(
     out_chunks = (*array.chunks[:lead], *own, *sizes)
     return _overlapped(
         "map",
-        MapBlock(function, recipe, blocks, lead, finalize, holes),
+        MapBlock(function, blending, blocks, lead, finalize, patch_filter),
         array,
         sizes,
         first,
         [(h, h) for h in halo],
         chunks=out_chunks,
-        dtype=recipe.out_dtype,
-        meta=np.empty((0,) * len(out_chunks), recipe.out_dtype),
+        dtype=blending.out_dtype,
+        meta=np.empty((0,) * len(out_chunks), blending.out_dtype),
         **options,
     )
 
@@ -195,21 +196,21 @@ def map_blocks(
 class ExtractBlock:
     """What one task of `extract` does: the patches that start in its chunk."""
 
-    recipe: Recipe
+    blending: BlendSpec
     blocks: Blocks
     lead: int
 
     def __call__(self, block: Array, block_id: tuple[int, ...] | None = None) -> Array:
-        grid = self.recipe.grid
+        grid = self.blending.grid
         box, origin = self.blocks.place((block_id or ())[self.lead : self.lead + grid.ndim])
         numbers = tuple(
             starting(a, p, q) for a, p, q in zip(grid.axes, box.start, box.stop, strict=True)
         )
         counts = tuple(len(n) for n in numbers)
         shape = (*block.shape[: self.lead], *counts, *grid.patch)
-        out = np.empty(shape, self.recipe.source_dtype)
+        out = np.empty(shape, self.blending.source_dtype)
         for place in np.ndindex(block.shape[: self.lead]):
-            cut_patches(reader(block[place][None], origin), self.recipe, numbers, out[place])
+            cut_patches(reader(block[place][None], origin), self.blending, numbers, out[place])
         return out
 
 
@@ -222,15 +223,15 @@ def starting(axis: AxisGrid, start: int, stop: int) -> range:
     return range(first, near.stop)
 
 
-def extract_blocks(array: Any, recipe: Recipe) -> Any:
+def extract_blocks(array: Any, blending: BlendSpec) -> Any:
     """The patches of a dask array, (lead..., *lattice, *patch), lazily."""
     import dask.array as da
 
-    grid = recipe.grid
+    grid = blending.grid
     lead = array.ndim - grid.ndim
     if 0 in grid.lattice:
         shape = (*array.shape[:lead], *grid.lattice, *grid.patch)
-        return da.zeros(shape, dtype=recipe.source_dtype)
+        return da.zeros(shape, dtype=blending.source_dtype)
     array = checked(array)
     depth = [(a.patch - 1 if a.padded > a.size else 0, a.patch - 1) for a in grid.axes]
     sizes = [
@@ -250,15 +251,15 @@ def extract_blocks(array: Any, recipe: Recipe) -> Any:
     ]
     return _overlapped(
         "extract",
-        ExtractBlock(recipe, blocks, lead),
+        ExtractBlock(blending, blocks, lead),
         array,
         sizes,
         lead,
         depth,
         chunks=(*array.chunks[:lead], *counts, *((p,) for p in grid.patch)),
         new_axis=list(range(array.ndim, array.ndim + grid.ndim)),
-        dtype=recipe.source_dtype,
-        meta=np.empty((0,) * (array.ndim + grid.ndim), recipe.source_dtype),
+        dtype=blending.source_dtype,
+        meta=np.empty((0,) * (array.ndim + grid.ndim), blending.source_dtype),
     )
 
 
@@ -269,20 +270,20 @@ def extract_blocks(array: Any, recipe: Recipe) -> Any:
 class MergeBlock:
     """What one task of `merge` does: the voxels from its first patch to the next block's."""
 
-    recipe: Recipe
+    blending: BlendSpec
     blocks: Blocks
     lead: int
 
     def __call__(self, block: Array, block_id: tuple[int, ...] | None = None) -> Array:
-        grid, n = self.recipe.grid, self.recipe.grid.ndim
+        grid, n = self.blending.grid, self.blending.grid.ndim
         core, origin = self.blocks.place((block_id or ())[self.lead : self.lead + n])
         ends = [voxels(a, p, q) for a, p, q in zip(grid.axes, core.start, core.stop, strict=True)]
         box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
         numbers = tuple(range(o, q) for o, q in zip(origin, core.stop, strict=True))
-        out = np.empty((*block.shape[: self.lead], *box.shape), self.recipe.out_dtype)
+        out = np.empty((*block.shape[: self.lead], *box.shape), self.blending.out_dtype)
         stats = Stats()
         for place in np.ndindex(block.shape[: self.lead]):
-            out[place] = merge_box(block[place], self.recipe, numbers, box, stats=stats)
+            out[place] = merge_box(block[place], self.blending, numbers, box, stats=stats)
         warn_clipped(stats.clipped, out.dtype)
         return out
 
@@ -293,9 +294,9 @@ def voxels(axis: AxisGrid, first: int, stop: int) -> tuple[int, int]:
     return start, axis.start(stop) if stop < axis.count else axis.size
 
 
-def merge_blocks(patches: Any, recipe: Recipe) -> Any:
+def merge_blocks(patches: Any, blending: BlendSpec) -> Any:
     """The volume that patches (lead..., *lattice, *patch) blend to, lazily."""
-    grid = recipe.grid
+    grid = blending.grid
     n = grid.ndim
     lead = patches.ndim - 2 * n
     patches = checked(patches).rechunk({lead + n + i: -1 for i in range(n)})
@@ -315,15 +316,15 @@ def merge_blocks(patches: Any, recipe: Recipe) -> Any:
     ]
     return _overlapped(
         "merge",
-        MergeBlock(recipe, blocks, lead),
+        MergeBlock(blending, blocks, lead),
         patches,
         sizes,
         lead,
         [(d, 0) for d in depth],
         chunks=(*patches.chunks[:lead], *out),
         drop_axis=list(range(lead + n, lead + 2 * n)),
-        dtype=recipe.out_dtype,
-        meta=np.empty((0,) * (lead + n), recipe.out_dtype),
+        dtype=blending.out_dtype,
+        meta=np.empty((0,) * (lead + n), blending.out_dtype),
     )
 
 
@@ -339,7 +340,7 @@ def check_patches(shape: Sequence[int], grid: PatchGrid) -> int:
     return len(shape) - 2 * n
 
 
-def merge_recipe(grid: PatchGrid, windows: Any, kind: Any, **options: Any) -> Recipe:
-    """The recipe for merging patches of a dtype that are there already."""
-    recipe = Recipe(grid, windows, kind, kind, **options)
-    return replace(recipe, result_dtype=kind)
+def merge_recipe(grid: PatchGrid, windows: Any, kind: Any, **options: Any) -> BlendSpec:
+    """The blending for merging patches of a dtype that are there already."""
+    blending = BlendSpec(grid, windows, kind, kind, **options)
+    return replace(blending, result_dtype=kind)

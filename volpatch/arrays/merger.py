@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from volpatch.compute.blend import ArraySink, Blender
-from volpatch.compute.buffers import Tables
+from volpatch.compute.buffers import PatchTables
 from volpatch.compute.rounding import warn_clipped
+from volpatch.core.blending import BlendSpec, check_dtype
 from volpatch.core.errors import GridError, SettingError
 from volpatch.core.grid import Box, PatchGrid, check_grid
-from volpatch.core.recipe import Recipe, check_dtype
 from volpatch.core.window import Window, windows_per_axis
 from volpatch.storage.adapt import refuse_masked
 
@@ -68,7 +68,7 @@ class Merger:
             wanted = own
         unknown = np.dtype(np.float32)
         self.grid = grid
-        self._recipe = Recipe(
+        self._recipe = BlendSpec(
             grid,
             windows_per_axis(window, grid.ndim, reduce),
             unknown,
@@ -113,7 +113,7 @@ class Merger:
             self._begin(values.dtype.newbyteorder("="), channels)
         blender = self._blender
         if blender is not None:
-            kind = blender.recipe.known_result
+            kind = blender.blending.known_result
             if values.dtype != kind or channels != self._channels:
                 raise SettingError(
                     f"patches of {values.dtype} with {channels} channels do not go with those "
@@ -154,21 +154,23 @@ class Merger:
         return values.shape[1] if has_channels else None
 
     def _begin(self, dtype: np.dtype[Any], channels: int | None) -> None:
-        recipe = replace(self._recipe, result_dtype=dtype, channels_out=channels)
+        blending = replace(self._recipe, result_dtype=dtype, channels_out=channels)
         box = Box((0,) * self.grid.ndim, self.grid.shape)
         shape = (*(() if channels is None else (channels,)), *box.shape)
         if self._out is not None and tuple(self._out.shape) != shape:
             raise SettingError(f"out has shape {tuple(self._out.shape)}, the result has {shape}")
         self._channels = channels
-        out = np.zeros((channels or 1, *box.shape), recipe.out_dtype) if self._out is None else None
+        out = (
+            np.zeros((channels or 1, *box.shape), blending.out_dtype) if self._out is None else None
+        )
         self._result = out
         sink = (
             ArraySink(out, box)
             if out is not None
-            else SlabSink(self._out, channels, self.grid.patch[0], recipe.out_dtype)
+            else SlabSink(self._out, channels, self.grid.patch[0], blending.out_dtype)
         )
-        tables = Tables.of(recipe, box)
-        self._blender = Blender(recipe, box, tables, sink, planes=box.shape[0], ordered=False)
+        tables = PatchTables.of(blending, box)
+        self._blender = Blender(blending, box, tables, sink, planes=box.shape[0], ordered=False)
 
     def result(self) -> Any:
         """The blended volume ([channels,] *shape), or `out`.
@@ -188,7 +190,7 @@ class Merger:
         if self._blender is None:
             raise GridError("the grid has no patches, so there is nothing to merge")
         self._blender.hand_over(self.grid.shape[0])
-        warn_clipped(self._blender.stats.clipped, self._blender.recipe.out_dtype)
+        warn_clipped(self._blender.stats.clipped, self._blender.blending.out_dtype)
         if self._out is not None:
             return self._out
         return self._result if self._channels is not None else self._result[0]  # type: ignore[index]

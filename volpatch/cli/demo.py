@@ -248,7 +248,7 @@ def _judged(specimen: Path, result: Path, plan: Plan) -> str:
     _render(clean, start, 0, np.array(source.spacing, np.float64), False)
     ideal = _smoothing().load()(clean)
     before, after, blurred = _rms(noisy, clean), _rms(smooth, ideal), _rms(smooth, clean)
-    border, elsewhere = _steps(smooth, [n for n in plan.recipe.grid.starts[2] if n])
+    border, elsewhere = _steps(smooth, [n for n in plan.blending.grid.starts[2] if n])
     return "\n".join(
         [
             f"noise     {before:.1f} counts (rms) before, {after:.1f} after: "

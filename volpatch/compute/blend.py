@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.buffers import Ring, Tables
+from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.kernels import FAR, Sums, blend, touch
-from volpatch.compute.rounding import finish
+from volpatch.compute.rounding import round_to
+from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode
 from volpatch.core.errors import FunctionError, blamed
 from volpatch.core.grid import AxisGrid, Box
-from volpatch.core.recipe import FINALIZE_PLANES, Mode, Recipe
 from volpatch.core.window import counted
 
 Array = NDArray[Any]
@@ -115,7 +115,7 @@ class Blender:
 
     Parameters
     ----------
-    recipe : complete, so that dtypes and channels are known.
+    blending : complete, so that dtypes and channels are known.
     box : the region, in voxels of the patched axes.
     planes : of the ring; the patch's extent suffices where rows come in order.
     ordered : whether patches come in raster order.
@@ -123,9 +123,9 @@ class Blender:
 
     def __init__(
         self,
-        recipe: Recipe,
+        blending: BlendSpec,
         box: Box,
-        tables: Tables,
+        tables: PatchTables,
         sink: Sink,
         *,
         finalize: Finalize | None = None,
@@ -133,49 +133,49 @@ class Blender:
         planes: int | None = None,
         ordered: bool = True,
     ) -> None:
-        self.recipe, self.box, self.tables, self.sink = recipe, box, tables, sink
+        self.blending, self.box, self.tables, self.sink = blending, box, tables, sink
         self.finalize, self.stats = finalize, stats if stats is not None else Stats()
-        self.mode = recipe.mode
+        self.mode = blending.mode
         whole = self._whole()
         self.direct = whole is not None
         if whole is None:
-            planes = min(planes or recipe.grid.patch[0], box.shape[0])
-            ring = Ring.new(box, planes, recipe.channels_out or 1, recipe.accumulator, 0)
+            planes = min(planes or blending.grid.patch[0], box.shape[0])
+            ring = Ring.new(box, planes, blending.channels_out or 1, blending.accumulator, 0)
         else:
             face, channels = box.shape[1:], whole.shape[0]
             ring = Ring(whole.reshape(-1), box.start, box.shape[0], face, channels)
         self.sums = Sums.new(ring, self.mode, ordered=ordered)
-        bounds = zip(recipe.grid.axes[1:], box.start[1:], box.stop[1:], strict=True)
+        bounds = zip(blending.grid.axes[1:], box.start[1:], box.stop[1:], strict=True)
         self.covered = [covered(a, p, q) for a, p, q in bounds]  # of the face
         self.done = box.start[0]
 
     def _whole(self) -> Array | None:
         """The result itself where values can be added up in it: there is nothing to convert."""
-        recipe, whole = self.recipe, self.sink.whole()
+        blending, whole = self.blending, self.sink.whole()
         plain = self.mode in (Mode.ADD, Mode.SELECT) and self.finalize is None
         if whole is None or not plain or not whole.flags.c_contiguous:
             return None
-        return whole if whole.dtype == recipe.accumulator else None
+        return whole if whole.dtype == blending.accumulator else None
 
     def add(self, ids: NDArray[np.int64], values: Array) -> None:
         """Blend the values (B, [channels,] *patch), in C order, of the patches `ids`."""
-        if self.recipe.nan_policy == "raise" and values.dtype.kind == "f":
+        if self.blending.nan_policy == "raise" and values.dtype.kind == "f":
             self._refuse_nan(ids, values)
         if len(ids):
-            blend(self.sums, self.tables, ids, values, self.mode, omit=self.recipe.omits)
+            blend(self.sums, self.tables, ids, values, self.mode, omit=self.blending.omits)
 
     def _refuse_nan(self, ids: NDArray[np.int64], values: Array) -> None:
-        recipe = self.recipe
-        ends = [(0, n) for n in recipe.grid.patch]
-        if recipe.averages:  # where the window is 0 nothing counts
-            ends = list(map(counted, recipe.windows, recipe.grid.patch))
+        blending = self.blending
+        ends = [(0, n) for n in blending.grid.patch]
+        if blending.averages:  # where the window is 0 nothing counts
+            ends = list(map(counted, blending.windows, blending.grid.patch))
         part: tuple[Any, ...] = (..., *(slice(*e) for e in ends))
         found = np.isnan(values[part])
         if not found.any():
             return
         bad = np.argwhere(found)[0]
         position = self.tables.position(int(ids[bad[0]]))
-        box = recipe.grid.box(position)
+        box = blending.grid.box(position)
         inside = bad[len(bad) - box.ndim :]
         voxel = tuple(int(a + e + b) for a, (e, _), b in zip(box.start, ends, inside, strict=True))
         raise FunctionError(
@@ -190,7 +190,7 @@ class Blender:
 
     def first_plane(self, row: int) -> int:
         """First plane that patches of lattice row `row`, or of a later one, reach."""
-        axis = self.recipe.grid.axes[0]
+        axis = self.blending.grid.axes[0]
         return axis.own(row)[0] if self.mode is Mode.SELECT else axis.start(row)
 
     def hand_over(self, upto: int) -> None:
@@ -209,7 +209,7 @@ class Blender:
                     at = (slice(None), slice(first, first + piece.shape[1]))
                     out = self.sink.rows(start, start + piece.shape[1])
                     bare = self._settled(piece, at)
-                    self.stats.clipped += finish(self._finalized(piece, start, bare), out)
+                    self.stats.clipped += round_to(self._finalized(piece, start, bare), out)
                     piece[...] = 0
                     self._fill(out, start, bare)
             self.done = stop
@@ -235,7 +235,7 @@ class Blender:
         present = self.sums.present.reshape(shape)[at]
         hole = marks != 0
         bare = hole & (present == 0)
-        if self.recipe.averages:
+        if self.blending.averages:
             hole &= ~bare
             piece[hole] /= present[hole]
         present[...] = 0
@@ -246,27 +246,27 @@ class Blender:
         """What `finalize` makes of blended planes; it sees NaN where there is no value."""
         if self.finalize is None:
             return piece
-        recipe = self.recipe
-        given = piece.astype(recipe.blended_dtype)
+        blending = self.blending
+        given = piece.astype(blending.blended_dtype)
         if given.dtype.kind == "f":
             gaps = self._gaps(start, given.shape[1])
             if gaps is not None:
                 given[:, gaps] = np.nan
             if bare is not None:
                 given[bare] = np.nan
-        block, channels = finalized(self.finalize, recipe, given)
-        if (block.dtype, channels) != (recipe.final_dtype, recipe.final_channels):
+        block, channels = finalized(self.finalize, blending, given)
+        if (block.dtype, channels) != (blending.final_dtype, blending.final_channels):
             raise FunctionError(
                 f"finalize {name_of(self.finalize)} returned {channels} channels of {block.dtype}, "
-                f"but {recipe.final_channels} of {recipe.final_dtype} before; it must be the same "
-                f"for every block"
+                f"but {blending.final_channels} of {blending.final_dtype} before; it must be the "
+                f"same for every block"
             )
         del given  # before another copy is made
         return self._without_gaps(block, start, bare)
 
     def _without_gaps(self, block: Array, start: int, bare: Array | None) -> Array:
         """A block with 0 where `fill_value` comes, so that no NaN there counts as clipped."""
-        if block.dtype.kind != "f" or self.recipe.out_dtype.kind == "f":
+        if block.dtype.kind != "f" or self.blending.out_dtype.kind == "f":
             return block
         gaps = self._gaps(start, block.shape[1])
         gone = np.zeros(block.shape[1:], bool) if gaps is None else gaps
@@ -278,15 +278,15 @@ class Blender:
         """Put `fill_value` where no patch of the grid comes, or none that comes has a value."""
         gaps = self._gaps(start, out.shape[1])
         if gaps is not None:
-            out[:, gaps] = self.recipe.filling
+            out[:, gaps] = self.blending.filling
         if bare is not None and bare.any():
-            same = bare.shape == out.shape and not self.recipe.finalizes
+            same = bare.shape == out.shape and not self.blending.finalizes
             where: Any = bare if same else (slice(None), bare.all(axis=0))
-            out[where] = self.recipe.filling
+            out[where] = self.blending.filling
 
     def _gaps(self, start: int, planes: int) -> Array | None:
         """Voxels of some planes that no patch of the grid covers, (planes, *face); None: none."""
-        masks = [covered(self.recipe.grid.axes[0], start, start + planes), *self.covered]
+        masks = [covered(self.blending.grid.axes[0], start, start + planes), *self.covered]
         if all(mask.all() for mask in masks):
             return None
         gaps: Array = ~functools.reduce(np.logical_and.outer, masks)
@@ -306,10 +306,10 @@ def covered(axis: AxisGrid, start: int, stop: int) -> NDArray[np.bool_]:
     return found
 
 
-def finalized(finalize: Finalize, recipe: Recipe, block: Array) -> tuple[Array, int | None]:
+def finalized(finalize: Finalize, blending: BlendSpec, block: Array) -> tuple[Array, int | None]:
     """What `finalize` makes of a block (channels, *shape), and its number of channels."""
     spatial = block.shape[1:]
-    given = block if recipe.channels_out is not None else block[0]
+    given = block if blending.channels_out is not None else block[0]
     try:
         result = finalize(given)
     except BaseException as error:

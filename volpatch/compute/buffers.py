@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.core.blending import BlendSpec, Mode, rows_at_once
 from volpatch.core.grid import Box, PatchGrid
-from volpatch.core.recipe import Mode, Recipe, rows_at_once
 from volpatch.core.window import axis_shares, counted
 
 Array = NDArray[Any]
@@ -74,7 +74,7 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class PatchTables:
     """What the loops look up for the patches of one box, or of some rows of it.
 
     Per axis, laid end to end.
@@ -93,17 +93,19 @@ class Tables:
     first_share: NDArray[np.int64]
 
     @classmethod
-    def of(cls, recipe: Recipe, box: Box, numbers: tuple[range, ...] | None = None) -> Tables:
-        """Tables of the patches that give a value to a voxel of `box`, or of `numbers`."""
-        grid, own = recipe.grid, recipe.mode is Mode.SELECT
+    def of(
+        cls, blending: BlendSpec, box: Box, numbers: tuple[range, ...] | None = None
+    ) -> PatchTables:
+        """PatchTables of the patches that give a value to a voxel of `box`, or of `numbers`."""
+        grid, own = blending.grid, blending.mode is Mode.SELECT
         if numbers is None:
             numbers = relevant(grid, own, box)
         starts, lo, hi, shares = [], [], [], []
         for axis, window, chosen, a, b in zip(
-            grid.axes, recipe.windows, numbers, box.start, box.stop, strict=True
+            grid.axes, blending.windows, numbers, box.start, box.stop, strict=True
         ):
             n, part = len(chosen), axis.own if own else axis.span
-            first, stop = counted(window, axis.patch) if recipe.averages else (0, axis.patch)
+            first, stop = counted(window, axis.patch) if blending.averages else (0, axis.patch)
             at = np.fromiter(map(axis.start, chosen), np.int64, n)
             starts.append(at)
             here = np.fromiter((max(part(i)[0], a) for i in chosen), np.int64, n) - at
@@ -111,7 +113,7 @@ class Tables:
             here = np.fromiter((min(part(i)[1], b) for i in chosen), np.int64, n) - at
             hi.append(np.minimum(here, stop))
             weights = np.ones((n, axis.patch))  # the loops look one up also where all are alike
-            if recipe.averages:
+            if blending.averages:
                 for some in _some(chosen, axis.patch):
                     place = some.start - chosen.start
                     weights[place : place + len(some)] = axis_shares(axis, window, some)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.buffers import Ring, Tables
+from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.compiled import compiled
-from volpatch.core.recipe import Mode
+from volpatch.core.blending import Mode
 
 Array = NDArray[Any]
 
@@ -48,7 +48,7 @@ def as_numbers(array: Array) -> Array:
     return array.view(_BITS[array.dtype]) if array.dtype in _BITS else array
 
 
-def cut(ring: Ring, tables: Tables, ids: NDArray[np.int64], batch: Array) -> None:
+def cut(ring: Ring, tables: PatchTables, ids: NDArray[np.int64], batch: Array) -> None:
     """Copy the patches `ids` out of the ring into `batch`, casting to its dtype.
 
     Parameters
@@ -111,7 +111,7 @@ class Sums:
 
 def blend(
     sums: Sums,
-    tables: Tables,
+    tables: PatchTables,
     ids: NDArray[np.int64],
     values: Array,
     mode: Mode,
@@ -135,7 +135,7 @@ def blend(
     _walk(sums, accumulator, tables, ids, flat, number, omit)
 
 
-def touch(sums: Sums, tables: Tables, ids: NDArray[np.int64]) -> None:
+def touch(sums: Sums, tables: PatchTables, ids: NDArray[np.int64]) -> None:
     """Note that the patches `ids` are missing."""
     flat = as_numbers(sums.values.flat)
     _walk(sums, flat, tables, ids, flat[:0], _TOUCH, False)
@@ -144,7 +144,7 @@ def touch(sums: Sums, tables: Tables, ids: NDArray[np.int64]) -> None:
 def _walk(
     sums: Sums,
     accumulator: Array,
-    tables: Tables,
+    tables: PatchTables,
     ids: NDArray[np.int64],
     values: Array,
     mode: int,

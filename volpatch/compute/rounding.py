@@ -14,7 +14,7 @@ from volpatch.core.errors import ClippedWarning, SettingError
 Array = NDArray[Any]
 
 
-def finish(values: Array, out: Array) -> int:
+def round_to(values: Array, out: Array) -> int:
     """Write finished values as the output dtype; gives the number of values clipped.
 
     On the way to whole numbers: round half to even, clip to the dtype's range, NaN to 0;
@@ -82,7 +82,7 @@ def convert(values: Array, out: Array) -> tuple[int, ...] | None:
     elif out.dtype.kind == "b":
         np.copyto(out, values != 0)
         beyond = (values != 0) & (values != 1)
-    elif not finish(values, out):
+    elif not round_to(values, out):
         return None
     else:
         limits = np.iinfo(out.dtype)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.buffers import Tables
+from volpatch.compute.buffers import PatchTables
+from volpatch.core.blending import plain_number
 from volpatch.core.errors import SettingError, blamed
-from volpatch.core.recipe import plain_number
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -106,7 +106,7 @@ def _show(factors: range) -> str:
 
 
 @dataclass(frozen=True)
-class Skips:
+class PatchFilter:
     """Says which patches of a region are skipped.
 
     Parameters
@@ -135,7 +135,7 @@ class Skips:
         hint = "; a patch is skipped where all of these say so, mask_factor= picks one"
         return f"cells of {', '.join(words)} voxels{hint if several else ''}"
 
-    def kept(self, tables: Tables, row: int) -> NDArray[np.bool_] | None:
+    def kept(self, tables: PatchTables, row: int) -> NDArray[np.bool_] | None:
         """Whether the mask has anything in each patch of a row, (*lattice of the other axes)."""
         if self.mask is None:
             return None
@@ -177,7 +177,7 @@ class Skips:
             raise blamed(error, "skip", f"on a patch of shape {given.shape}") from error
 
 
-def _cells_under(tables: Tables, axis: int, size: int, cells: Sequence[Cells]) -> Ints:
+def _cells_under(tables: PatchTables, axis: int, size: int, cells: Sequence[Cells]) -> Ints:
     """Mask cells [start, stop) under each patch along one axis, (ways to lie, patches, 2)."""
     n = len(tables.numbers[axis])
     first = int(tables.first[axis])
@@ -207,7 +207,7 @@ def make_skips(
     cells: tuple[tuple[Cells, ...], ...] | None,
     *,
     channels: bool,
-) -> Skips | None:
+) -> PatchFilter | None:
     """What skips patches, or None where nothing does."""
     if mask is None and skip is None:
         return None
@@ -227,4 +227,4 @@ def make_skips(
             raise SettingError(f"the mask holds {mask.dtype}; it takes bools or numbers")
         if isinstance(mask, np.ndarray):
             _marked(mask)  # others are looked at as they are read
-    return Skips(mask, skip, tuple(shape), cells or (), channels)
+    return PatchFilter(mask, skip, tuple(shape), cells or (), channels)

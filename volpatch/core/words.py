@@ -1,15 +1,15 @@
-"""The user's words for one volume, as the grid and the recipe that they amount to."""
+"""The user's words for one volume, as the grid and the blending that they amount to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from volpatch.core.blending import BlendSpec, check_dtype
 from volpatch.core.grid import PatchGrid
 from volpatch.core.layout import Layout
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import by_axis, whole_counts
-from volpatch.core.recipe import Recipe, check_dtype
 from volpatch.core.window import windows_per_axis
 
 DEFAULT_PATCH = 64
@@ -37,7 +37,7 @@ def make_grid(
     )
 
 
-def make_recipe(
+def blend_spec(
     layout: Layout,
     roi_shape: Sequence[int],
     source_dtype: Any,
@@ -45,8 +45,8 @@ def make_recipe(
     said: BlendOptions,
     *,
     finalizes: bool = False,
-) -> Recipe:
-    """The recipe that the user's words for one volume amount to.
+) -> BlendSpec:
+    """The blending that the user's words for one volume amount to.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def make_recipe(
     grid = make_grid(layout, patch, said["stride"], said["overlap"], said["edge"], said["offset"])
     source = check_dtype(source_dtype, "the source's dtype")
     dtype, input_dtype, reduce = said["dtype"], said["input_dtype"], said["reduce"]
-    return Recipe(
+    return BlendSpec(
         grid,
         windows_per_axis(by_axis(said["window"], dims, "window"), grid.ndim, reduce),
         source,
@@ -71,5 +71,5 @@ def make_recipe(
         pad_value=said["pad_value"],
         reduce=reduce,
         nan_policy=said["nan_policy"],
-        holes=said["mask"] is not None or said["skip"] is not None,
+        may_skip=said["mask"] is not None or said["skip"] is not None,
     )

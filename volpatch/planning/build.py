@@ -18,10 +18,10 @@ from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
-from volpatch.core.words import make_recipe, patch_or_default
+from volpatch.core.words import blend_spec, patch_or_default
 from volpatch.functions.named import Func, operation_dtype
 from volpatch.planning.fit import fit
-from volpatch.planning.masks import places_of, skips_of
+from volpatch.planning.masks import patch_filter_of, places_of
 from volpatch.planning.plan import Plan, Volume, held_before
 from volpatch.planning.provenance import attributes
 from volpatch.storage.adapt import Kind, kind_of, path_of
@@ -89,7 +89,7 @@ def make_draft(
     blend = part_of(options, BlendOptions)
     if blend["dtype"] is None:
         blend["dtype"] = operation_dtype(func, source.dtype)
-    recipe = make_recipe(
+    blending = blend_spec(
         layout, roi.shape, source.dtype, patch, blend, finalizes=finalize is not None
     )
     memory, func_memory = options["memory_limit"], options["func_memory"]
@@ -98,7 +98,7 @@ def make_draft(
         layout.patched_dims,
         box,
         layout.pick(source.chunks, layout.patched),
-        recipe.out_dtype.itemsize,
+        blending.out_dtype.itemsize,
         chunks=options["chunks"],
         shards=options["shards"],
     )
@@ -118,7 +118,7 @@ def make_draft(
         source=volume,
         target=None if target is None else os.path.abspath(target),
         layout=layout,
-        recipe=recipe,
+        blending=blending,
         roi=roi,
         chunks=chunks,
         shards=shards,
@@ -135,9 +135,9 @@ def make_draft(
         func=func,
         finalize=finalize,
     )
-    holes = skips_of(options, layout, places_of(source, layout.patched_dims))
-    if holes is not None:
-        draft = replace(draft, mask=holes.describe(layout.patched_dims))
+    patch_filter = patch_filter_of(options, layout, places_of(source, layout.patched_dims))
+    if patch_filter is not None:
+        draft = replace(draft, mask=patch_filter.describe(layout.patched_dims))
     target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
     return draft
 
@@ -187,7 +187,7 @@ def target_spec(plan: Plan, source: Source) -> TargetSpec:
     origin = [o + s * a for o, s, a in zip(source.origin, source.spacing, roi.start, strict=True)]
     return TargetSpec(
         shape=plan.out_shape,
-        dtype=str(plan.recipe.out_dtype),
+        dtype=str(plan.blending.out_dtype),
         dims=per_dim(source.dims, CHANNELS),
         chunks=pieces(plan.chunks),
         shards=None if plan.shards is None else pieces(plan.shards),

@@ -75,7 +75,7 @@ def _check_region(draft: Plan, region: Sequence[int]) -> None:
 def _read_layers(draft: Plan) -> list[int]:
     """Layers to read in: whole chunks first, then parts of them where chunks are thick."""
     chunk = draft.layout.pick(draft.source.chunks, draft.layout.patched)[0]
-    stride = draft.recipe.grid.stride[0]
+    stride = draft.blending.grid.stride[0]
     if chunk < stride:  # pages of a stack: several at once
         return [chunk * max(1, min(stride, 32) // chunk)]
     layers = [chunk]
@@ -88,7 +88,7 @@ def _steps(draft: Plan) -> list[int]:
     """What region edges are multiples of: the write unit, and the stride where it can be had."""
     steps = []
     for unit, stride, size in zip(
-        draft.unit, draft.recipe.grid.stride, draft.box.shape, strict=True
+        draft.unit, draft.blending.grid.stride, draft.box.shape, strict=True
     ):
         both = math.lcm(unit, stride)
         steps.append(both if both <= max(unit, size // 2) else unit)
@@ -128,7 +128,7 @@ def _cost(plan: Plan) -> float:
     """Time of a run, in visits of a voxel: waves of regions times what the largest takes."""
     chunk = plan.layout.pick(plan.source.chunks, plan.layout.patched)[0]
     visits = decoded = 1
-    for figures, patch in zip(plan.figures, plan.recipe.grid.patch, strict=True):
+    for figures, patch in zip(plan.figures, plan.blending.grid.patch, strict=True):
         visits *= patch * figures.patches
         decoded *= figures.decoded
     decoded *= max(1, chunk // plan.read_layer)
@@ -170,7 +170,7 @@ def _nothing_fits(draft: Plan, region: Sequence[int] | None) -> MemoryLimitError
     alone = _smallest(replace(draft, workers=1), region)
     if smallest.running > 1 and alone.peak <= draft.memory_limit:
         ways.append("workers=1")
-    if name == "batch and its result" and (draft.recipe.batch_size or 1) > 1:
+    if name == "batch and its result" and (draft.blending.batch_size or 1) > 1:
         ways.append("a smaller batch_size")
     elif name in ("accumulator", "input ring", "finished layer", "chunks being encoded"):
         ways.append("smaller chunks" if region is None else "a smaller region")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from volpatch.compute.skip import Skips
+from volpatch.compute.skip import PatchFilter
 from volpatch.core.declared import table
 from volpatch.core.errors import SettingError
 from volpatch.core.options import JobOptions
@@ -116,32 +116,32 @@ def identity(
     plan: Plan,
     spec: TargetSpec,
     carried: Carried,
-    holes: Skips | None,
+    patch_filter: PatchFilter | None,
     source: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that determines the bytes of a run's output, as JSON values.
 
     Parameters
     ----------
-    plan, spec : of the run; the recipe must be complete.
+    plan, spec : of the run; the blending must be complete.
     carried : by the functions.
-    holes : what skips patches.
+    patch_filter : what skips patches.
     source : the `fingerprint` of the input.
     """
-    recipe, grid = plan.recipe, plan.recipe.grid
+    blending, grid = plan.blending, plan.blending.grid
     found = {
         **_as_they_are(plan.options),
         "blending": BLENDING_VERSION,
         "source": source,
         "grid": grid.to_json(),
-        "window": [_window(w, n) for w, n in zip(recipe.windows, grid.patch, strict=True)],
-        "input_dtype": str(recipe.input_dtype),
-        "result_dtype": str(recipe.result_dtype),
+        "window": [_window(w, n) for w, n in zip(blending.windows, grid.patch, strict=True)],
+        "input_dtype": str(blending.input_dtype),
+        "result_dtype": str(blending.result_dtype),
         "roi": [list(plan.roi.start), list(plan.roi.stop)],
         "channel_axis": plan.layout.channel,
         "patched": list(plan.layout.patched_dims),
-        "batches": recipe.batch_size is not None,
-        "mask": None if holes is None else _mask(holes),
+        "batches": blending.batch_size is not None,
+        "mask": None if patch_filter is None else _mask(patch_filter),
         **carried.words,
         "depends_on": carried.files,
         "output": spec.to_json(),
@@ -160,15 +160,15 @@ def _window(window: Window, patch: int) -> Any:
     return window if isinstance(window, str) else sample(window, patch).tolist()
 
 
-def _mask(holes: Skips) -> Any:
-    if holes.mask is None:
+def _mask(patch_filter: PatchFilter) -> Any:
+    if patch_filter.mask is None:
         return None
-    stored = getattr(holes.mask, "source", None)
+    stored = getattr(patch_filter.mask, "source", None)
     if isinstance(stored, Source):
         values: Any = fingerprint(stored)[0]
     else:
-        values = Walk().array(np.asarray(holes.mask))["array"]
-    return [values, [list(map(str, one)) for one in holes.cells]]
+        values = Walk().array(np.asarray(patch_filter.mask))["array"]
+    return [values, [list(map(str, one)) for one in patch_filter.cells]]
 
 
 def _number(value: Any) -> Any:

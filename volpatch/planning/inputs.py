@@ -93,10 +93,10 @@ def regions_reading(
 def reads(plan: Plan, region: int) -> tuple[slice, ...]:
     """What a region reads of the input, over all axes; padding at the far end is read too."""
     lead, box = plan.region_box(region)
-    axes = zip(plan.recipe.grid.axes, box.start, box.stop, strict=True)
+    axes = zip(plan.blending.grid.axes, box.start, box.stop, strict=True)
     spans = []
     for axis, start, stop in axes:
-        numbers = needed(axis, plan.recipe.owns, start, stop)
+        numbers = needed(axis, plan.blending.owns, start, stop)
         first = axis.start(numbers[0]) if numbers else start
         last = axis.start(numbers[-1]) + axis.patch if numbers else start
         # what hangs over the end mirrors what lies before it

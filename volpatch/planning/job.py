@@ -46,12 +46,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
     SettingError
         If the plan holds functions that have no name to be saved under.
     """
-    recipe, grid, layout = plan.recipe, plan.recipe.grid, plan.layout
+    blending, grid, layout = plan.blending, plan.blending.grid, plan.layout
 
     def named(values: Any) -> dict[str, Any] | None:
         return None if values is None else dict(zip(layout.patched_dims, values, strict=True))
 
-    for window in recipe.windows:
+    for window in blending.windows:
         if not isinstance(window, str):
             raise SettingError("a plan with a window function cannot be saved; name a window")
     bounds = zip(layout.dims, plan.roi.start, plan.roi.stop, strict=True)
@@ -60,9 +60,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "stride": named(grid.stride),
         "edge": named(grid.edge),  # type: ignore[typeddict-item]
         "offset": named(grid.offset) or 0,
-        "window": named(recipe.windows) or "hann",
-        "dtype": None if recipe.dtype is None else str(recipe.dtype),
-        "input_dtype": str(recipe.input_dtype),
+        "window": named(blending.windows) or "hann",
+        "dtype": None if blending.dtype is None else str(blending.dtype),
+        "input_dtype": str(blending.input_dtype),
         "mask": _json_option(plan, "mask", str),
         "mask_factor": _factor(plan),
         "skip": _json_option(plan, "skip", (int, float)),

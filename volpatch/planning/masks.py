@@ -2,7 +2,7 @@
 
 A mask with a place (coordinates, or a voxel size and an origin on disk) is laid where it
 belongs in the volume's physical units, and is empty outside of what it covers. One without
-is stretched over the volume, in cells of a whole number of voxels; see `holes.bare_cells`.
+is stretched over the volume, in cells of a whole number of voxels; see `bare_cells`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.skip import Cells, Skips, bare_cells, make_skips
+from volpatch.compute.skip import Cells, PatchFilter, bare_cells, make_skips
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout
@@ -29,7 +29,7 @@ TOLERANCE = 0.01 + 1e-9
 
 
 @dataclass(frozen=True)
-class Place:
+class Positions:
     """Where the voxels of one axis lie: voxel i at origin + i * spacing.
 
     Attributes
@@ -46,7 +46,7 @@ class Place:
     positions: tuple[float, ...] | None = None
 
 
-def places_of(volume: AnyVolume | Source, dims: Sequence[str]) -> tuple[Place | None, ...]:
+def places_of(volume: AnyVolume | Source, dims: Sequence[str]) -> tuple[Positions | None, ...]:
     """Places of a volume along some of its axes; None where it tells none."""
     if isinstance(volume, AnyVolume):
         if volume.source is None:
@@ -57,31 +57,31 @@ def places_of(volume: AnyVolume | Source, dims: Sequence[str]) -> tuple[Place | 
     return tuple(_stored_place(source, source.dims.index(d)) for d in dims)
 
 
-def _stored_place(source: Source, axis: int) -> Place:
+def _stored_place(source: Source, axis: int) -> Positions:
     origin, spacing, unit = source.origin[axis], source.spacing[axis], source.units[axis]
     known = (origin, spacing, unit) != (0, 1, None)
-    return Place(float(origin), float(spacing), normal_unit(unit), known)
+    return Positions(float(origin), float(spacing), normal_unit(unit), known)
 
 
-def _coordinate_place(coord: Any) -> Place | None:
+def _coordinate_place(coord: Any) -> Positions | None:
     if coord.dtype.kind not in "iuf" or coord.ndim != 1 or not len(coord):
         return None
     values = np.asarray(coord.values, dtype=np.float64)
     unit = normal_unit(coord.attrs.get("units", coord.attrs.get("unit")))
     origin, n = float(values[0]), len(values)
     if n == 1:
-        return Place(origin, None, unit)
+        return Positions(origin, None, unit)
     spacing = float(values[-1] - values[0]) / (n - 1)
     even = np.abs(values - (origin + spacing * np.arange(n))).max() <= TOLERANCE * abs(spacing)
-    return Place(origin, spacing, unit, positions=None if even else tuple(values.tolist()))
+    return Positions(origin, spacing, unit, positions=None if even else tuple(values.tolist()))
 
 
 def axis_cells(
     dim: str,
     size: int,
-    place: Place | None,
+    place: Positions | None,
     cells: int,
-    own: Place | None,
+    own: Positions | None,
     factor: int | None,
     what: str = "the mask",
 ) -> tuple[Cells, ...]:
@@ -141,7 +141,7 @@ def _even_cells(what: str, dim: str, centre: float, width: float, cells: int) ->
 
 
 def _same_positions(
-    what: str, dim: str, size: int, place: Place, cells: int, own: Place, ratio: float
+    what: str, dim: str, size: int, place: Positions, cells: int, own: Positions, ratio: float
 ) -> tuple[Cells, ...]:
     """The volume's own grid, which alone fits where voxels are not evenly spaced."""
     if cells == size:
@@ -155,7 +155,7 @@ def _same_positions(
     )
 
 
-def _positions(place: Place, size: int) -> Array:
+def _positions(place: Positions, size: int) -> Array:
     if place.positions is not None:
         return np.array(place.positions)
     return place.origin + (place.spacing or 0) * np.arange(size)
@@ -229,9 +229,9 @@ class StoredMask:
         return self.source[tuple(chosen)].transpose(order)
 
 
-def skips_of(
-    options: Mapping[str, Any], layout: Layout, places: Sequence[Place | None]
-) -> Skips | None:
+def patch_filter_of(
+    options: Mapping[str, Any], layout: Layout, places: Sequence[Positions | None]
+) -> PatchFilter | None:
     """What the options mask, mask_factor and skip amount to.
 
     `places` are those of the volume along the patched axes.
@@ -259,13 +259,13 @@ def _factors(factor: Any, dims: Sequence[str]) -> tuple[int | None, ...]:
 
 def placed(
     mask: Any, dims: Sequence[str], what: str, *, named: bool
-) -> tuple[Any, tuple[Place | None, ...]]:
+) -> tuple[Any, tuple[Positions | None, ...]]:
     """A mask as something that can be sliced along the axes `dims`, and its places there."""
     given = as_volume(mask, what)
     if given.source is not None:
         stored = StoredMask.of(given.source, dims)
         return stored, places_of(given, [given.dims[i] for i in stored.axes])
-    own: tuple[Place | None, ...] = (None,) * len(dims)
+    own: tuple[Positions | None, ...] = (None,) * len(dims)
     if given.lazy:
         raise SettingError(
             f"{what} is a dask array, but it is looked at while blocks are computed; pass "

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode, rows_at_once
 from volpatch.core.grid import AxisGrid, Box
 from volpatch.core.html import table_of_text
 from volpatch.core.layout import Layout
 from volpatch.core.options import JobOptions
 from volpatch.core.parse import printable, show_bytes
-from volpatch.core.recipe import FINALIZE_PLANES, Mode, Recipe, rows_at_once
 from volpatch.functions.named import Func
 
 # an interpreter with everything imported and compiled, and one that only waits for others
@@ -205,7 +205,7 @@ class Plan:
     source: Volume
     target: str | None
     layout: Layout
-    recipe: Recipe
+    blending: BlendSpec
     roi: Box
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
@@ -276,10 +276,10 @@ class Plan:
     # -- work --------------------------------------------------------------------------
 
     def _patches(self, pieces: Sequence[AxisPieces]) -> int:
-        own = self.recipe.owns
+        own = self.blending.owns
         return math.prod(self.lead_counts) * math.prod(
             piece.total(axis, functools.partial(_patches_needed, axis, own))
-            for axis, piece in zip(self.recipe.grid.axes, pieces, strict=True)
+            for axis, piece in zip(self.blending.grid.axes, pieces, strict=True)
         )
 
     @property
@@ -305,11 +305,11 @@ class Plan:
     @property
     def calls_per_voxel(self) -> float:
         """Times the function sees a voxel, far from borders: 8.0 at half overlap in 3-D."""
-        return self.recipe.grid.visits_per_voxel
+        return self.blending.grid.visits_per_voxel
 
     @property
     def _channels_in(self) -> int:
-        return self.recipe.channels_in or 1
+        return self.blending.channels_in or 1
 
     @property
     def bytes_read(self) -> int:
@@ -317,21 +317,21 @@ class Plan:
         chunks = self.layout.pick(self.source.chunks, self.layout.patched)
         voxels = math.prod(self.lead_counts) * self._channels_in
         for number, (axis, piece, chunk) in enumerate(
-            zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
+            zip(self.blending.grid.axes, self.axes, chunks, strict=True)
         ):
             again = max(1, chunk // self.read_layer) if number == 0 else 1
-            decoded = functools.partial(_decoded, axis, self.recipe.owns, chunk)
+            decoded = functools.partial(_decoded, axis, self.blending.owns, chunk)
             voxels *= again * piece.total(axis, decoded, chunk)
-        return voxels * self.recipe.source_dtype.itemsize
+        return voxels * self.blending.source_dtype.itemsize
 
     @property
     def bytes_needed(self) -> int:
         """Bytes of the source under the patches, each voxel counted once."""
         voxels = math.prod(self.lead_counts) * self._channels_in
-        for axis, start, stop in zip(self.recipe.grid.axes, *self._ends, strict=True):
-            first, last = _reach(axis, self.recipe.owns, start, stop)
+        for axis, start, stop in zip(self.blending.grid.axes, *self._ends, strict=True):
+            first, last = _reach(axis, self.blending.owns, start, stop)
             voxels *= min(last, axis.size) - first
-        return voxels * self.recipe.source_dtype.itemsize
+        return voxels * self.blending.source_dtype.itemsize
 
     @property
     def read_amplification(self) -> float:
@@ -343,18 +343,18 @@ class Plan:
     @property
     def out_axes(self) -> tuple[int | None, ...]:
         """Axes of the output: numbers of the source's, None for the function's channels."""
-        return self.layout.result_axes(self.recipe.out_channels is not None, self.roi.shape)
+        return self.layout.result_axes(self.blending.out_channels is not None, self.roi.shape)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Of the output: axes as in the source, channels where c belongs in (t, c, z, y, x)."""
-        lengths, channels = self.roi.shape, self.recipe.out_channels or 1
+        lengths, channels = self.roi.shape, self.blending.out_channels or 1
         return tuple(channels if axis is None else lengths[axis] for axis in self.out_axes)
 
     @property
     def bytes_written(self) -> int:
         """Bytes of the output before compression."""
-        return math.prod(self.out_shape) * self.recipe.out_dtype.itemsize
+        return math.prod(self.out_shape) * self.blending.out_dtype.itemsize
 
     # -- memory ------------------------------------------------------------------------
 
@@ -362,34 +362,34 @@ class Plan:
     def figures(self) -> list[Figures]:
         chunks = self.layout.pick(self.source.chunks, self.layout.patched)
         return [
-            axis_figures(axis, self.recipe.owns, piece, chunk)
-            for axis, piece, chunk in zip(self.recipe.grid.axes, self.axes, chunks, strict=True)
+            axis_figures(axis, self.blending.owns, piece, chunk)
+            for axis, piece, chunk in zip(self.blending.grid.axes, self.axes, chunks, strict=True)
         ]
 
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that one worker needs at its peak, term by term."""
-        recipe, patch = self.recipe, self.recipe.grid.patch
+        blending, patch = self.blending, self.blending.grid.patch
         face = math.prod(_largest_pieces(self.axes[1:]))
         figures = self.figures
         reach = [f.reach for f in figures]
-        planes = _ring_planes(recipe.grid.axes[0], recipe.owns, self.axes[0], self.read_layer)
-        size = recipe.batch_size or 1
-        single = self._channels_in * math.prod(patch) * recipe.input_dtype.itemsize
+        planes = _ring_planes(blending.grid.axes[0], blending.owns, self.axes[0], self.read_layer)
+        size = blending.batch_size or 1
+        single = self._channels_in * math.prod(patch) * blending.input_dtype.itemsize
         acc_planes = min(patch[0], self.region[0])
-        channels, final = recipe.channels_out or 1, recipe.out_channels or 1
-        source = recipe.source_dtype.itemsize
-        ring = recipe.input_dtype.itemsize if recipe.halves else source
+        channels, final = blending.channels_out or 1, blending.out_channels or 1
+        source = blending.source_dtype.itemsize
+        ring = blending.input_dtype.itemsize if blending.halves else source
         # patches before they are narrowed, and what is made to look at one of them
         before = self._channels_in * math.prod(patch) * source
-        looked_at = (recipe.together + 2) * before if recipe.narrows else 0
-        result = channels * size * math.prod(patch) * recipe.known_result.itemsize
+        looked_at = (blending.together + 2) * before if blending.narrows else 0
+        result = channels * size * math.prod(patch) * blending.known_result.itemsize
         given = size * single
         layer = min(self.chunks[0], self.region[0])
-        out = recipe.out_dtype.itemsize
+        out = blending.out_dtype.itemsize
         packed = 1 if self.source.shards else 2  # a chunk is there both encoded and decoded
-        hangs = any(axis.padded > axis.size for axis in recipe.grid.axes)
-        copies = (2 * ring if hangs else 0) + (source if recipe.halves else 0)
+        hangs = any(axis.padded > axis.size for axis in blending.grid.axes)
+        copies = (2 * ring if hangs else 0) + (source if blending.halves else 0)
         at_once = min(planes, max(self.read_layer, patch[0] if hangs else 0))
         terms = {
             "input ring": self._channels_in * planes * math.prod(reach[1:]) * ring,
@@ -398,28 +398,28 @@ class Plan:
             * packed
             * source,
             "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
-            "batch and its result": recipe.together * single + looked_at + 2 * result,
+            "batch and its result": blending.together * single + looked_at + 2 * result,
             "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
-            "accumulator": channels * acc_planes * face * recipe.accumulator.itemsize,
+            "accumulator": channels * acc_planes * face * blending.accumulator.itemsize,
             "finished layer": final * layer * face * out,
             "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
             "shares": self._shares(figures),
             "records": self._records(),
         }
-        if recipe.mode is not Mode.ADD and recipe.mode is not Mode.SELECT:
-            beside = 8 if recipe.mode is Mode.NEAREST else recipe.accumulator.itemsize + 1
-            terms["marks of holes"] = channels * acc_planes * face * beside
-        if recipe.holes:
+        if blending.mode is not Mode.ADD and blending.mode is not Mode.SELECT:
+            beside = 8 if blending.mode is Mode.NEAREST else blending.accumulator.itemsize + 1
+            terms["marks of missing voxels"] = channels * acc_planes * face * beside
+        if blending.may_skip:
             terms["mask"] = 2 * patch[0] * math.prod(reach[1:])
-        if recipe.finalizes:
-            blended = channels * recipe.blended_dtype.itemsize + final * out
+        if blending.finalizes:
+            blended = channels * blending.blended_dtype.itemsize + final * out
             planes = min(layer, acc_planes, FINALIZE_PLANES)
             terms["finalize"] = FINALIZE_COPIES * planes * face * blended
         return terms
 
     def _shares(self, figures: list[Figures]) -> int:
         """Bytes of what is looked up of the patches of a region, twice while it is made."""
-        patch = self.recipe.grid.patch
+        patch = self.blending.grid.patch
         counts = [f.patches for f in figures]
         some = [min(n, rows_at_once(p)) for n, p in zip(counts, patch, strict=True)]
         kept = [some[0], *counts[1:]]
@@ -471,8 +471,8 @@ class Plan:
 
     def explain(self, *, short: bool = False) -> str:
         """The plan for people; `short` leaves out the memory terms."""
-        grid, recipe = self.recipe.grid, self.recipe
-        known = "" if recipe.complete else " (dtype assumed)"
+        grid, blending = self.blending.grid, self.blending
+        known = "" if blending.complete else " (dtype assumed)"
         disk = "" if self.free_disk is None else f", {show_bytes(self.free_disk)} free on disk"
         halo = tuple(p - s for p, s in zip(grid.patch, grid.stride, strict=True))
         lines = [
@@ -480,10 +480,10 @@ class Plan:
             f"{self.source.dtype}, chunks {self.source.chunks}",
             *(f"          {printable(remark)}" for remark in self.source.remarks),
             f"output    {self.target or 'not named'}",
-            f"          {times(self.out_shape)} {recipe.out_dtype}{known}, "
+            f"          {times(self.out_shape)} {blending.out_dtype}{known}, "
             f"{show_bytes(self.bytes_written)}{disk}",
             f"          chunks {self.chunks}, shards {self.shards or 'none'}",
-            f"patches   {grid.patch}, stride {grid.stride}, window {_windows(recipe)}, "
+            f"patches   {grid.patch}, stride {grid.stride}, window {_windows(blending)}, "
             f"edge {'/'.join(dict.fromkeys(grid.edge))}",
             *([] if self.mask is None else [f"mask      {self.mask}"]),
             f"          {self.patches_owned:,} needed, {self.patches_computed:,} computed: "
@@ -527,7 +527,7 @@ class Plan:
             "free_disk_bytes": self.free_disk,
             "output_shape": list(self.out_shape),
             "mask": self.mask,
-            "output_dtype": str(self.recipe.out_dtype) if self.recipe.complete else None,
+            "output_dtype": str(self.blending.out_dtype) if self.blending.complete else None,
             "peak_bytes": self.peak,
             "peak_bytes_per_worker": self.peak_per_worker,
             "memory_bytes_per_worker": self.memory,
@@ -576,6 +576,8 @@ def times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _windows(recipe: Recipe) -> str:
-    names = (w if isinstance(w, str) else getattr(w, "__name__", "custom") for w in recipe.windows)
+def _windows(blending: BlendSpec) -> str:
+    names = (
+        w if isinstance(w, str) else getattr(w, "__name__", "custom") for w in blending.windows
+    )
     return "/".join(dict.fromkeys(names))

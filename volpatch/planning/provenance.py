@@ -37,7 +37,7 @@ def shown_name(function: Func | None) -> str | None:
 
 def attributes(plan: Plan) -> dict[str, Any]:
     """What the attributes of an output say of how it was made, as JSON values."""
-    grid, func = plan.recipe.grid, plan.func
+    grid, func = plan.blending.grid, plan.func
     parameters = func.parameters if isinstance(func, FunctionSpec) else ()
     return {
         "source": plan.source.name,
@@ -47,7 +47,7 @@ def attributes(plan: Plan) -> dict[str, Any]:
         "patch": list(grid.patch),
         "stride": list(grid.stride),
         "overlap": [p - s for p, s in zip(grid.patch, grid.stride, strict=True)],
-        "window": [w if isinstance(w, str) else name_of(w) for w in plan.recipe.windows],
+        "window": [w if isinstance(w, str) else name_of(w) for w in plan.blending.windows],
         "edge": list(grid.edge),
     }
 

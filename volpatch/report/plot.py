@@ -57,7 +57,7 @@ def planes(
         if plan is not None:
             _draw_grid(grid[1, column], plan, source, box, pair)
     if plan is not None:
-        patch, region = (" x ".join(map(str, n)) for n in (plan.recipe.grid.patch, plan.region))
+        patch, region = (" x ".join(map(str, n)) for n in (plan.blending.grid.patch, plan.region))
         figure.suptitle(
             f"white: where patches of {patch} start; orange: where regions of {region} do",
             fontsize=9,
@@ -126,7 +126,7 @@ def _draw_grid(axes: Axes, plan: Plan, source: Source, box: Box, pair: tuple[int
         low, high = box.start[axis], box.stop[axis]
         edge, begin, size = plan.region[axis], plan.box.start[axis], plan.box.stop[axis]
         regions = set(range(begin + max(0, (low - begin) // edge) * edge, min(high, size), edge))
-        along = plan.recipe.grid.axes[axis]
+        along = plan.blending.grid.axes[axis]
         patches = map(along.start, along.touching(low, high))
         for start in sorted(regions.union(patches)):
             if not low < start < high:

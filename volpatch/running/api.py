@@ -23,10 +23,10 @@ from volpatch.planning import job as jobs
 from volpatch.planning.build import as_source, fitted, make_draft
 from volpatch.planning.gone import stand_in
 from volpatch.planning.identity import Carried
-from volpatch.planning.masks import places_of, skips_of
+from volpatch.planning.masks import patch_filter_of, places_of
 from volpatch.planning.plan import Plan
 from volpatch.report.report import RunReport
-from volpatch.running.lifecycle import Request, execute, warn_of_incomparable
+from volpatch.running.lifecycle import Request, make_output, warn_of_incomparable
 from volpatch.running.repair import repair
 from volpatch.running.worker import Functions
 from volpatch.storage.endings import check_ending
@@ -149,7 +149,7 @@ def run(
     said = completed(options, RunOptions)
     request = make_request(func, _present(source, said, target), target, setup, finalize, said)
     check_ending(target)
-    return execute(request)
+    return make_output(request)
 
 
 def _present(source: Any, said: RunOptions, target: str | os.PathLike[str]) -> Source:
@@ -188,12 +188,12 @@ def make_request(
             spec.check()
     job, overwrite = part_of(said, JobOptions), said["overwrite"]
     draft = make_draft(volume, target, function, final, job)
-    holes = skips_of(job, draft.layout, places_of(volume, draft.layout.patched_dims))
+    patch_filter = patch_filter_of(job, draft.layout, places_of(volume, draft.layout.patched_dims))
     functions = {"function": function, "setup": setup, "finalize": final, "skip": job["skip"]}
     carried = Carried.of(functions, job)
     return Request(
         replace(draft, incomparable=carried.incomparable),
-        Functions(function, setup, final, draft.concurrent_calls, holes),
+        Functions(function, setup, final, draft.concurrent_calls, patch_filter),
         volume,
         Output(os.fspath(target), durability=said["durability"], overwrite=overwrite),
         carried,
@@ -248,7 +248,7 @@ def run_job(
     function = FunctionSpec.from_json(job["function"])
     finalize = None if job["finalize"] is None else FunctionSpec.from_json(job["finalize"])
     check_ending(place)
-    return execute(make_request(function, source, place, None, finalize, said))
+    return make_output(make_request(function, source, place, None, finalize, said))
 
 
 def _words_of(job: Mapping[str, Any]) -> RunOptions:

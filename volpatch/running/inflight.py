@@ -18,8 +18,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from volpatch.compute.stream import Call, Place
-from volpatch.core.recipe import Recipe
+from volpatch.compute.caller import Call, Place
+from volpatch.core.blending import BlendSpec
 from volpatch.storage.files import open_file
 from volpatch.storage.soundness import is_note
 
@@ -27,7 +27,7 @@ _PREFIX = "flight-"
 _WIDTH = 512
 
 
-class Flight:
+class InFlight:
     """Calls a function, and notes before which patch of which region it is.
 
     Parameters
@@ -42,13 +42,13 @@ class Flight:
         self._region, self._call = region, call
         self._handle = -1
 
-    def __enter__(self) -> Flight:
+    def __enter__(self) -> InFlight:
         with suppress(OSError):  # the note is a courtesy: no run fails for want of it
             self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
         return self
 
     def __call__(
-        self, recipe: Recipe, batch: NDArray[Any], patch: Callable[[int], Place]
+        self, blending: BlendSpec, batch: NDArray[Any], patch: Callable[[int], Place]
     ) -> NDArray[Any]:
         """Note the first patch of a batch, then call."""
         if self._handle >= 0:
@@ -56,7 +56,7 @@ class Flight:
             note = {"region": self._region, "patch": position, "start": box.start, "stop": box.stop}
             with suppress(OSError):
                 os.pwrite(self._handle, json.dumps(note).encode().ljust(_WIDTH), 0)
-        return self._call(recipe, batch, patch)
+        return self._call(blending, batch, patch)
 
     def __exit__(
         self,

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from volpatch.core import resources as machine
+from volpatch.core.blending import BlendSpec
 from volpatch.core.errors import RunError, SettingError, TargetError
-from volpatch.core.recipe import Recipe
 from volpatch.functions.named import FunctionSpec
 from volpatch.planning import job as jobs
 from volpatch.planning.build import asked_region, fitted, target_spec
@@ -45,8 +45,8 @@ from volpatch.planning.provenance import made
 from volpatch.report.progress import Progress
 from volpatch.report.report import RunReport
 from volpatch.running.executors.local import Pool, open_pool
-from volpatch.running.scheduler import Run, finish
-from volpatch.running.worker import Functions, Job, Trial
+from volpatch.running.scheduler import Run, publish_if_done
+from volpatch.running.worker import Functions, Shared, Trial
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.output import Output, Site
 from volpatch.storage.plan_file import PlanFile
@@ -130,7 +130,7 @@ class Request:
         memory = trial.func_memory if draft.func_memory is None else draft.func_memory
         plan = replace(
             draft,
-            recipe=trial.recipe,
+            blending=trial.blending,
             func_memory=memory,
             resident=trial.resident,
             parent=max(0, machine.resident_bytes() - draft.held),
@@ -141,13 +141,13 @@ class Request:
             plan = replace(plan, region=region)
         spec = target_spec(plan, self.source)
         source, looks = self.look()
-        words = identity(plan, spec, self.carried, self.functions.holes, source)
-        recipe = plan.recipe
+        words = identity(plan, spec, self.carried, self.functions.patch_filter, source)
+        blending = plan.blending
         layout = {
             "regions": plan.n_regions,
             "patches": plan.patches_computed,
             "region": list(plan.region),
-            "result": {name: _plain(getattr(recipe, name)) for name in _RESULT},
+            "result": {name: _plain(getattr(blending, name)) for name in _RESULT},
             "func_memory": memory,
             "resident": trial.resident,
             "input": looks,
@@ -231,8 +231,8 @@ def _known(draft: Plan, file: PlanFile) -> Trial:
         name: np.dtype(result[name]) if name.endswith("dtype") and result[name] else result[name]
         for name in _RESULT
     }
-    recipe: Recipe = replace(draft.recipe, **values)
-    return Trial(recipe, file.layout["func_memory"], file.layout["resident"], 0.0)
+    blending: BlendSpec = replace(draft.blending, **values)
+    return Trial(blending, file.layout["func_memory"], file.layout["resident"], 0.0)
 
 
 def rejoined(
@@ -309,7 +309,7 @@ def _with_input(request: Request, joined: Joined, place: Path) -> Joined:
     return replace(joined, replaced=tuple(changed), stale=stale)
 
 
-def execute(request: Request) -> RunReport:
+def make_output(request: Request) -> RunReport:
     """Compute what is missing of an output, and publish it when nothing is.
 
     Raises
@@ -409,7 +409,7 @@ def _begin(request: Request, pool: Pool) -> Joined:
     check_reading(draft, asked_region(draft))
     settled = request.settled(pool.one("trial", draft))
     work.begin(overwrite=request.overwrite, anew=request.starts_over or work.is_leftover)
-    ledger = Ledger.create(work.data, settled.file, work.site.puts)
+    ledger = Ledger.create(work.data, settled.file, work.site.disk)
     if ledger.file == settled.file:
         return Joined(settled, ledger, ledger.state())
     return rejoined(request, ledger)
@@ -440,8 +440,8 @@ def compute(
     request.announce(plan)
     distrusted = {*bad, *joined.stale}
     state = ledger.state(distrusted) if distrusted else joined.state
-    job = Job(plan, ledger.spec, site, wanted or {})
-    run = Run(job, ledger, state, numbers, request.retries, request.fail_fast)
+    shared = Shared(plan, ledger.spec, site, wanted or {})
+    run = Run(shared, ledger, state, numbers, request.retries, request.fail_fast)
     if joined.replaced:
         looks = dict(zip(watched(request.source, request.how), settled.looks, strict=True))
         run.log.write("input", -1, files=[[n, looks[n]] for n in joined.replaced])
@@ -453,7 +453,7 @@ def compute(
     complete = True
     if publish:
         _check_input(request, settled)
-        complete = finish(run, request.work, whole=whole)
+        complete = publish_if_done(run, request.work, whole=whole)
     return _report(request, joined, run, complete=complete)
 
 

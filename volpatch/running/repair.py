@@ -84,8 +84,8 @@ def _repair_metadata(ledger: Ledger, site: Site) -> None:
             size, checksum = len(content), hashlib.sha256(content).hexdigest()
             if fault(root / key, size, checksum) is not None:
                 with disk_errors(root / key):
-                    site.puts.put(root / key, content)
-        ledger.tell_metadata(unrecorded, site.puts)
+                    site.disk.put(root / key, content)
+        ledger.tell_metadata(unrecorded, site.disk)
     for key, of in told.items():
         if fault(root / key, *of) is None:
             continue
@@ -96,4 +96,4 @@ def _repair_metadata(ledger: Ledger, site: Site) -> None:
                 f"it had (another version of zarr or volpatch?); restore it from a copy"
             )
         with disk_errors(root / key):
-            site.puts.put(root / key, content)
+            site.disk.put(root / key, content)

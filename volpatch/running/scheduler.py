@@ -27,7 +27,7 @@ from volpatch.core.grid import Box
 from volpatch.core.parse import show_numbers
 from volpatch.report.progress import Progress
 from volpatch.running.executors.local import Pool, WorkerDiedError
-from volpatch.running.worker import Job, Outcome, Task, units_of
+from volpatch.running.worker import Outcome, Shared, Task, units_of
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.output import Output
 from volpatch.storage.records import Recorder, State
@@ -51,7 +51,7 @@ class Run:
     fail_fast : end at the first failure, instead of going on with the other regions.
     """
 
-    job: Job
+    shared: Shared
     ledger: Ledger
     state: State
     numbers: Iterable[int]
@@ -63,11 +63,11 @@ class Run:
     failures: dict[int, VolpatchError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        site = self.job.site
+        site = self.shared.site
         self.state.refresh()
         self.before = self.state.n_done
         self.peaks = {os.getpid(): 0}
-        self.log = Recorder(site.ledger, site.puts)
+        self.log = Recorder(site.ledger, site.disk)
         self._again: deque[Task] = deque()
         self._new = self._pending()
         self._deaths = 0
@@ -82,8 +82,8 @@ class Run:
 
     def task(self, number: int, attempt: int = 1) -> Task:
         """What is still to be computed of a region."""
-        lead, box = self.job.plan.region_box(number)
-        return Task(number, lead, missing_box(self.job, number, self.state) or box, attempt)
+        lead, box = self.shared.plan.region_box(number)
+        return Task(number, lead, missing_box(self.shared, number, self.state) or box, attempt)
 
     def more(self) -> Task | None:
         """The next task; None when there is none left."""
@@ -118,7 +118,7 @@ class Run:
             raise error
         if isinstance(error, WorkerDiedError):
             self._deaths += 1
-            if self._deaths > self.job.plan.running + MAX_DEATHS:
+            if self._deaths > self.shared.plan.running + MAX_DEATHS:
                 raise RunError(
                     f"{self._deaths} workers died one after the other, and no region was "
                     f"finished between: {error}"
@@ -136,7 +136,7 @@ class Run:
         IncompleteError
             Some regions failed; the others are done.
         """
-        pool.tasks(self.more, self.job, self, self.job.plan.running)
+        pool.tasks(self.more, self.shared, self, self.shared.plan.running)
         self.state.refresh()
         self.bar.close()
         if self.failures:
@@ -149,7 +149,7 @@ class Run:
         error = IncompleteError(
             f"{count} ({show_numbers(numbers, LISTED)}); all others that were asked for are done "
             f"and kept. Region {numbers[0]}: {first}. Remove the cause, then `volpatch retry "
-            f"{self.job.plan.target}`, or the same run again, computes what is missing"
+            f"{self.shared.plan.target}`, or the same run again, computes what is missing"
         )
         error.__cause__ = first
         return error
@@ -161,12 +161,12 @@ class Run:
         return own + sum(n for pid, n in self.peaks.items() if pid != os.getpid())
 
 
-def missing_box(job: Job, number: int, state: State) -> Box | None:
+def missing_box(shared: Shared, number: int, state: State) -> Box | None:
     """The smallest box of whole write units that holds all a region lacks; None: all of it."""
     recorded = state.recorded(number)
     if not len(recorded):
         return None
-    plan, spec = job.plan, job.spec
+    plan, spec = shared.plan, shared.spec
     units = units_of(plan, spec, number)
     lacking = np.ones([len(r) for r in units], dtype=bool)
     places = np.unravel_index(recorded, spec.unit_grid)
@@ -190,7 +190,7 @@ def missing_box(job: Job, number: int, state: State) -> Box | None:
     return Box(tuple(first), tuple(stops))
 
 
-def finish(run: Run, work: Output, *, whole: bool) -> bool:
+def publish_if_done(run: Run, work: Output, *, whole: bool) -> bool:
     """Publish if all regions of the plan are done, by whomever; tells whether it is published.
 
     Parameters

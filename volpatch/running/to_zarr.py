@@ -142,9 +142,9 @@ def to_zarr(
     with work.in_use():
         try:
             call.mkdir()
-            begin_records(work.data, work.puts)
+            begin_records(work.data, work.disk)
             _write(data, whole, WriteBlock(str(work.target), spec, durability, call.name))
-            work.publish(Ledger.create(work.data, plan, work.puts))
+            work.publish(Ledger.create(work.data, plan, work.disk))
         except BaseException:
             work.give_up(call)
             raise
@@ -235,13 +235,13 @@ class WriteBlock:
 def _recorder(target: str, durability: Durability, call: str) -> Recorder:
     """The file of records of this process and call."""
     work = _tree(target, durability, call)
-    return Recorder(work.data / SUFFIX, work.puts)
+    return Recorder(work.data / SUFFIX, work.disk)
 
 
 def _tree(target: str, durability: Durability, call: str) -> Output:
     """Where the output is built, with the temporary files of one call in its own folder."""
     work = Output(target, durability=durability)
-    work.puts.tmp = work.tmp / call
+    work.disk.tmp = work.tmp / call
     return work
 
 

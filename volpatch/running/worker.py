@@ -20,28 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.blend import Stats, name_of
-from volpatch.compute.buffers import Ring, Tables, relevant
+from volpatch.compute.buffers import PatchTables, Ring, relevant
+from volpatch.compute.caller import Caller, Place, learn, made_up, narrow
 from volpatch.compute.kernels import Sums, blend, cut
-from volpatch.compute.rounding import finish
-from volpatch.compute.skip import Skips
-from volpatch.compute.stream import (
-    Caller,
-    Place,
-    Read,
-    Stopped,
-    Stream,
-    learn,
-    made_up,
-    narrow,
-    read_padded,
-)
+from volpatch.compute.reading import Read, read_padded
+from volpatch.compute.rounding import round_to
+from volpatch.compute.skip import PatchFilter
+from volpatch.compute.stream import Stopped, Stream
 from volpatch.core import resources as machine
+from volpatch.core.blending import BlendSpec
 from volpatch.core.errors import FunctionError, SourceError, blamed
 from volpatch.core.grid import Box, PatchGrid
-from volpatch.core.recipe import Recipe
 from volpatch.functions.named import Func, FunctionSpec, loaded
 from volpatch.planning.plan import Plan
-from volpatch.running.inflight import Flight
+from volpatch.running.inflight import InFlight
 from volpatch.storage.codec import TargetSpec
 from volpatch.storage.layers import LayerWriter, Unit, unit_ranges
 from volpatch.storage.output import Site
@@ -66,7 +58,7 @@ class Functions:
     setup: Callable[..., Any] | None = None
     finalize: Func | None = None
     concurrent_calls: int | None = None
-    holes: Skips | None = None
+    patch_filter: PatchFilter | None = None
 
     @property
     def made_once(self) -> bool:
@@ -96,7 +88,7 @@ class Functions:
 class Trial:
     """What one batch, run for real in a worker, has told."""
 
-    recipe: Recipe
+    blending: BlendSpec
     func_memory: int
     resident: int
     seconds: float
@@ -113,7 +105,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Job:
+class Shared:
     """What all tasks of a run have in common.
 
     Attributes
@@ -144,7 +136,7 @@ class Worker:
         self.source = source
         self.function = functions.load()
         self.finalize = functions.load_finalize()
-        self.holes = functions.holes
+        self.patch_filter = functions.patch_filter
         calls = functions.concurrent_calls or (1 if functions.made_once else None)
         self.caller = Caller(self.function, threading.Semaphore(calls) if calls else None)
         self._recorders: dict[Site, Recorder] = {}
@@ -175,44 +167,44 @@ class Worker:
         The first call pays for what is loaded on first use; the second shows what a call
         takes. Every loop that the run needs is compiled on the way.
         """
-        recipe = plan.recipe
+        blending = plan.blending
         lead, _ = plan.region_box(0)
         try:
             found = self._trial_patch(plan, self.read(plan, lead))
         except SourceError:  # some of it is damaged: its region will fail, others need not
             found = None
         if found is None:  # nothing in sight will be called; the dtype is needed all the same
-            batch = made_up(recipe)
-            place = ((0,) * recipe.grid.ndim, Box((0,) * recipe.grid.ndim, recipe.grid.patch))
+            batch = made_up(blending)
+            place = ((0,) * blending.grid.ndim, Box((0,) * blending.grid.ndim, blending.grid.patch))
         else:
             place, patch = found
-            batch = np.repeat(patch[None], recipe.batch_size or 1, axis=0)
+            batch = np.repeat(patch[None], blending.batch_size or 1, axis=0)
 
-        def call(known: Recipe) -> Array:
+        def call(known: BlendSpec) -> Array:
             return self.caller(known, batch.copy(), lambda i: place)
 
-        recipe = learn(recipe, call(recipe), self.finalize)
-        warm_up(recipe)
+        blending = learn(blending, call(blending), self.finalize)
+        warm_up(blending)
         # threads share their process with what it held before; processes begin with nothing
         before = plan.held if plan.backend == "threads" else 0
         resident = max(0, machine.resident_bytes() - before)
         begin = time.perf_counter()
-        taken = machine.growth(lambda: call(recipe))
-        return Trial(recipe, taken, resident, time.perf_counter() - begin)
+        taken = machine.growth(lambda: call(blending))
+        return Trial(blending, taken, resident, time.perf_counter() - begin)
 
     def _trial_patch(self, plan: Plan, read: Read) -> tuple[Place, Array] | None:
         """The patch nearest to the middle that is not skipped, (channels, *patch)."""
-        recipe, grid = plan.recipe, plan.recipe.grid
-        numbers = relevant(grid, recipe.owns, plan.box)
+        blending, grid = plan.blending, plan.blending.grid
+        numbers = relevant(grid, blending.owns, plan.box)
         if not all(len(n) for n in numbers):
             return None
         for position in itertools.islice(self._wanted(plan, numbers), TRIAL_PATCHES):
-            patch = np.empty((recipe.channels_in or 1, *grid.patch), recipe.source_dtype)
+            patch = np.empty((blending.channels_in or 1, *grid.patch), blending.source_dtype)
             place = position, grid.box(position)
-            read_padded(read, recipe, place[1], patch)
-            given = np.empty(patch.shape, recipe.input_dtype)
-            narrow(recipe, patch, given, lambda place=place: place)  # type: ignore[misc]
-            if self.holes is None or not self.holes.skips(given):
+            read_padded(read, blending, place[1], patch)
+            given = np.empty(patch.shape, blending.input_dtype)
+            narrow(blending, patch, given, lambda place=place: place)  # type: ignore[misc]
+            if self.patch_filter is None or not self.patch_filter.skips(given):
                 return place, given
         return None
 
@@ -222,14 +214,14 @@ class Worker:
         Rows of patches are looked at from the middle on, and of a wide row some at a time.
         """
         middle = tuple(n[len(n) // 2] for n in numbers)
-        if self.holes is None:
+        if self.patch_filter is None:
             yield middle
             return
         steps = (1, *(TRIAL_WIDTH for _ in numbers[1:]))
         parts = [_outwards(n, step) for n, step in zip(numbers, steps, strict=True)]
         for part in itertools.islice(itertools.product(*parts), TRIAL_LOOKS):
-            tables = Tables.of(plan.recipe, plan.box, part)
-            kept = self.holes.kept(tables, 0)
+            tables = PatchTables.of(plan.blending, plan.box, part)
+            kept = self.patch_filter.kept(tables, 0)
             if kept is None:
                 kept = np.ones([len(n) for n in part[1:]], dtype=bool)
             places = np.argwhere(kept) + [n.start for n in part[1:]]
@@ -240,43 +232,43 @@ class Worker:
     def recorder(self, site: Site) -> Recorder:
         """This process's own file of records."""
         with self._lock:
-            return self._recorders.setdefault(site, Recorder(site.ledger, site.puts))
+            return self._recorders.setdefault(site, Recorder(site.ledger, site.disk))
 
     def region(
-        self, task: Task, job: Job, *, tick: Tick, stop: threading.Event | None = None
+        self, task: Task, shared: Shared, *, tick: Tick, stop: threading.Event | None = None
     ) -> Outcome:
         """Compute a task's box and write it, with a record of every layer that is finished."""
-        plan, box = job.plan, task.box
+        plan, box = shared.plan, task.box
         machine.give_back()  # what the region before left in pieces, which would add up
         start, extent = placed(plan, task.lead, box)
-        log = self.recorder(job.site)
+        log = self.recorder(shared.site)
         log.write("start", task.region, attempt=task.attempt)
         begin = time.perf_counter()
         with (
-            Flight(job.site.temp, task.region, self.caller) as flight,
+            InFlight(shared.site.temp, task.region, self.caller) as flight,
             LayerWriter(
-                job.site.root,
-                job.site.puts,
-                job.spec,
+                shared.site.root,
+                shared.site.disk,
+                shared.spec,
                 start=start,
                 stop=tuple(a + n for a, n in zip(start, extent, strict=True)),
                 stream_axis=plan.out_axes.index(plan.layout.patched[0]),
                 check=functools.partial(_go_on, stop),
-                wanted=job.wanted,
+                wanted=shared.wanted,
             ) as writer,
         ):
-            layers = LayerLog(log, task.region, units_of(plan, job.spec, task.region))
+            layers = LayerLog(log, task.region, units_of(plan, shared.spec, task.region))
             sink = StoreSink(writer, plan, box, layers)
             ticks = Ticks(tick)
             stream = Stream(
-                plan.recipe,
+                plan.blending,
                 box,
                 flight,
-                lambda recipe: sink,
+                lambda blending: sink,
                 self.read(plan, task.lead),
                 layer=plan.read_layer,
                 finalize=self.finalize,
-                holes=self.holes,
+                patch_filter=self.patch_filter,
                 tick=ticks.add,
                 stop=stop,
             )
@@ -319,7 +311,7 @@ def placed(plan: Plan, lead: tuple[int, ...], box: Box) -> tuple[tuple[int, ...]
     lengths: dict[int | None, int] = dict.fromkeys(layout.lead, 1)
     lengths.update(zip(layout.patched, box.shape, strict=True))
     begin = dict(zip((*layout.lead, *layout.patched), (*lead, *box.start), strict=True))
-    lengths[None] = plan.recipe.out_channels or 1
+    lengths[None] = plan.blending.out_channels or 1
     start = tuple(0 if axis is None else begin[axis] - plan.roi.start[axis] for axis in axes)
     return start, tuple(lengths[axis] for axis in axes)
 
@@ -398,8 +390,8 @@ class StoreSink:
     def __post_init__(self) -> None:
         self.first = self.box.start[0]
         planes = min(self.plan.chunks[0], self.box.shape[0])
-        channels = self.plan.recipe.out_channels or 1
-        self.layer = np.empty((channels, planes, *self.box.shape[1:]), self.plan.recipe.out_dtype)
+        channels = self.plan.blending.out_channels or 1
+        self.layer = np.empty((channels, planes, *self.box.shape[1:]), self.plan.blending.out_dtype)
 
     def whole(self) -> None:
         """There is only ever a layer of it."""
@@ -428,18 +420,20 @@ class StoreSink:
         return there[tuple(slice(None) if axis in own else np.newaxis for axis in axes)]
 
 
-def warm_up(recipe: Recipe) -> None:
-    """Compile every loop that a recipe needs, on a volume of a few voxels."""
-    n = recipe.grid.ndim
+def warm_up(blending: BlendSpec) -> None:
+    """Compile every loop that a blending needs, on a volume of a few voxels."""
+    n = blending.grid.ndim
     grid = PatchGrid((4,) * n, 2, 1)
     box = Box((0,) * n, grid.shape)
     # a window of the user's need not make sense for a patch of two voxels
-    windows = recipe.windows if recipe.crop else ("constant",) * n
-    tables = Tables.of(replace(recipe, grid=grid, windows=windows), box)
+    windows = blending.windows if blending.crop else ("constant",) * n
+    tables = PatchTables.of(replace(blending, grid=grid, windows=windows), box)
     ids = np.zeros(1, dtype=np.int64)
-    source = Ring.new(box, 4, 1, recipe.input_dtype if recipe.halves else recipe.source_dtype, 0)
-    cut(source, tables, ids, np.zeros((1, 1, *grid.patch), recipe.cut_dtype))
-    sums = Sums.new(Ring.new(box, 4, 1, recipe.accumulator, 0), recipe.mode)
-    blend(sums, tables, ids, np.zeros((1, 1, *grid.patch), recipe.known_result), recipe.mode)
-    if not recipe.finalizes:
-        finish(sums.values.array, np.zeros(sums.values.array.shape, recipe.out_dtype))
+    source = Ring.new(
+        box, 4, 1, blending.input_dtype if blending.halves else blending.source_dtype, 0
+    )
+    cut(source, tables, ids, np.zeros((1, 1, *grid.patch), blending.cut_dtype))
+    sums = Sums.new(Ring.new(box, 4, 1, blending.accumulator, 0), blending.mode)
+    blend(sums, tables, ids, np.zeros((1, 1, *grid.patch), blending.known_result), blending.mode)
+    if not blending.finalizes:
+        round_to(sums.values.array, np.zeros(sums.values.array.shape, blending.out_dtype))

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.buffers import Ring, Tables
+from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.kernels import cut
-from volpatch.compute.stream import Read, reach_of, read_padded
+from volpatch.compute.reading import Read, reach_of, read_padded
+from volpatch.core.blending import BlendSpec
 from volpatch.core.errors import GridError, MemoryLimitError, SettingError
 from volpatch.core.grid import Box, Overlap, PatchGrid
 from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import Sizes
 from volpatch.core.parse import by_axis, parse_bytes, show_bytes, whole_counts
-from volpatch.core.recipe import Recipe
 from volpatch.sampling.views import View, borders_of, channels_of, check_listed, reader
 from volpatch.storage.adapt import as_volume
 
@@ -123,7 +123,7 @@ def iter_patches(
             edge=by_axis("shift" if edge is None else edge, dims, "edge"),
             offset=by_axis(0 if offset is None else offset, dims, "offset"),
         )
-    recipe = Recipe(
+    blending = BlendSpec(
         grid,
         ("constant",) * grid.ndim,
         view.dtype,
@@ -135,8 +135,8 @@ def iter_patches(
     )
     size = whole_counts(batch_size, 1, "batch_size")
     ahead = whole_counts(prefetch or None, 0, "prefetch")
-    columns = Columns.fit(recipe, view, layout, parse_bytes(memory, "memory"))
-    batches = _batches(recipe, view, layout, columns, size)
+    columns = Columns.fit(blending, view, layout, parse_bytes(memory, "memory"))
+    batches = _batches(blending, view, layout, columns, size)
     return _ahead(batches, ahead) if ahead else batches
 
 
@@ -185,9 +185,9 @@ class Columns:
     voxels: int
 
     @classmethod
-    def fit(cls, recipe: Recipe, view: View, layout: Layout, memory: int) -> Columns:
+    def fit(cls, blending: BlendSpec, view: View, layout: Layout, memory: int) -> Columns:
         """The widest columns whose buffer fits; narrower ones first, thinner layers after."""
-        grid = recipe.grid
+        grid = blending.grid
         for axis in grid.axes:
             check_listed(axis.count, f"patches of {axis.patch} on an axis of {axis.size} voxels")
         stored = [
@@ -197,8 +197,8 @@ class Columns:
         parts = [1] * grid.ndim  # of the face axes; the first axis' counts halvings of its layers
         starts = [np.array(axis.starts, np.int64) for axis in grid.axes]
         while True:
-            columns = cls._of(recipe, stored, starts, parts)
-            need = columns.voxels * recipe.source_dtype.itemsize
+            columns = cls._of(blending, stored, starts, parts)
+            need = columns.voxels * blending.source_dtype.itemsize
             if need <= memory or len(grid) == 0:
                 return columns
             divisible = [a for a, groups in enumerate(columns.groups, 1) if _most(groups) > 1]
@@ -211,15 +211,15 @@ class Columns:
             else:
                 raise MemoryLimitError(
                     f"one patch of {grid.patch} voxels needs {show_bytes(need)} with "
-                    f"{recipe.channels_in or 1} channels of {recipe.source_dtype}, over "
+                    f"{blending.channels_in or 1} channels of {blending.source_dtype}, over "
                     f"memory={show_bytes(memory)}; raise memory, or choose a smaller patch"
                 )
 
     @classmethod
     def _of(
-        cls, recipe: Recipe, stored: list[Ints], starts: list[Ints], parts: list[int]
+        cls, blending: BlendSpec, stored: list[Ints], starts: list[Ints], parts: list[int]
     ) -> Columns:
-        grid = recipe.grid
+        grid = blending.grid
         groups = tuple(
             _groups(s, _coarser(b, n))
             for s, b, n in zip(starts[1:], stored[1:], parts[1:], strict=True)
@@ -231,7 +231,7 @@ class Columns:
         face = [
             _extent(g, s) + p for g, s, p in zip(groups, starts[1:], grid.patch[1:], strict=True)
         ]
-        return cls(groups, borders, (recipe.channels_in or 1) * planes * math.prod(face))
+        return cls(groups, borders, (blending.channels_in or 1) * planes * math.prod(face))
 
     def __iter__(self) -> Iterator[tuple[range, ...]]:
         return itertools.product(*self.groups)
@@ -264,13 +264,13 @@ class Layers:
     """The planes that the current row of patches needs, read up to where chunks end."""
 
     def __init__(
-        self, recipe: Recipe, tables: Tables, read: Read, borders: Ints, buffer: Array
+        self, blending: BlendSpec, tables: PatchTables, read: Read, borders: Ints, buffer: Array
     ) -> None:
-        self._recipe, self._read, self._borders = recipe, read, borders
-        reach = reach_of(recipe.grid, tables.numbers)
+        self._recipe, self._read, self._borders = blending, read, borders
+        reach = reach_of(blending.grid, tables.numbers)
         layer = int(np.diff(borders).max())
-        planes = min(reach.shape[0], recipe.grid.patch[0] + layer - 1)
-        channels, face = recipe.channels_in or 1, reach.shape[1:]
+        planes = min(reach.shape[0], blending.grid.patch[0] + layer - 1)
+        channels, face = blending.channels_in or 1, reach.shape[1:]
         flat = buffer[: channels * planes * math.prod(face)]
         self.ring = Ring(flat, reach.start, planes, face, channels)
         self._reach, self._loaded = reach, reach.start[0]
@@ -301,18 +301,18 @@ class Layers:
 
 
 def _batches(
-    recipe: Recipe, view: View, layout: Layout, columns: Columns, size: int
+    blending: BlendSpec, view: View, layout: Layout, columns: Columns, size: int
 ) -> Iterator[Batch]:
     """Batches of all patches, column by column."""
-    grid, channels = recipe.grid, recipe.channels_in or 1
+    grid, channels = blending.grid, blending.channels_in or 1
     whole = Box((0,) * grid.ndim, grid.shape)
     leads = layout.pick(layout.shape, layout.lead)
     left = len(grid) * math.prod(leads)
-    buffer = np.empty(columns.voxels if left else 0, recipe.source_dtype)
+    buffer = np.empty(columns.voxels if left else 0, blending.source_dtype)
     batch, boxes = np.empty(0), list[Box]()
     for lead, column in itertools.product(np.ndindex(*leads), columns if left else ()):
-        tables = Tables.of(recipe, whole, (range(grid.lattice[0]), *column))
-        layers = Layers(recipe, tables, reader(view, layout, lead), columns.borders, buffer)
+        tables = PatchTables.of(blending, whole, (range(grid.lattice[0]), *column))
+        layers = Layers(blending, tables, reader(view, layout, lead), columns.borders, buffer)
         per_row = math.prod(map(len, column))
         for row, number in enumerate(tables.numbers[0]):
             start = grid.axes[0].start(number)
@@ -321,7 +321,7 @@ def _batches(
             while at < end:
                 if not boxes:
                     shape = (min(size, left), channels, *grid.patch)
-                    batch = np.empty(shape, recipe.source_dtype)
+                    batch = np.empty(shape, blending.source_dtype)
                 ids = np.arange(at, min(end, at + len(batch) - len(boxes)))
                 cut(layers.ring, tables, ids, batch[len(boxes) : len(boxes) + len(ids)])
                 found = (grid.box(tables.position(i)) for i in ids.tolist())

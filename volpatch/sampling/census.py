@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from volpatch.compute.skip import Cells as Axis
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import Box
-from volpatch.planning.masks import Place, axis_cells, places_of
+from volpatch.planning.masks import Positions, axis_cells, places_of
 from volpatch.sampling.views import View, check_listed
 from volpatch.storage.adapt import as_volume
 
@@ -171,14 +171,14 @@ class Marks:
         what: str,
         dims: Sequence[str],
         shape: Sequence[int],
-        places: Sequence[Place | None],
+        places: Sequence[Positions | None],
     ) -> Marks:
         """Marks on the grid of the patched axes `dims`, or coarser."""
         given = as_volume(marks, what)
         view = View.of(given, what)
         extra = len(view.shape) - len(shape)
         counts = view.shape[max(0, extra) :]
-        own: Sequence[Place | None] = (None,) * len(shape)
+        own: Sequence[Positions | None] = (None,) * len(shape)
         if given.named and extra >= 0:
             own = places_of(given, view.dims[extra:])
         longer = any(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.stream import Read
+from volpatch.compute.reading import Read
+from volpatch.core.blending import check_dtype
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import Box
 from volpatch.core.layout import Layout
-from volpatch.core.recipe import check_dtype
 from volpatch.storage.adapt import AnyVolume
 
 Array = NDArray[Any]

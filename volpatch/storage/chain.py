@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from volpatch.core.errors import SourceError
-from volpatch.storage.volume import check_dtype
+from volpatch.storage.volume import check_readable
 
 # A chunk is decoded whole. Blosc ends at 2 GiB, and a plan weighs a chunk against the memory
 # limit: this is for what no worker could hold, before anything is reserved for it.
@@ -92,7 +92,7 @@ def file_form(path: str, version: int, content: Mapping[str, Any]) -> FileForm:
         For what must not reach zarr: objects, unknown codecs, impossible or huge shapes.
     """
     dtype = _dtype(content.get("dtype" if version == 2 else "data_type"))
-    check_dtype(dtype, path)
+    check_readable(dtype, path)
     for codec in _every_codec(version, content):
         _check_codec(codec, path)
     shape = content.get("shape")
@@ -135,7 +135,7 @@ def _check_codec(codec: _Codec, path: str) -> None:
             f"does not read; write it again with zstd, gzip, lz4 or blosc"
         )
     for dtype in _dtype_options(codec):
-        check_dtype(_dtype(dtype), path)
+        check_readable(_dtype(dtype), path)
     if codec.name == "lzma" and codec.options.get("format", 1) not in (0, 1, 2):
         raise SourceError(
             f"{path} is compressed with lzma without a header, which volpatch does not read; "

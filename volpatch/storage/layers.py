@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from volpatch.core.errors import RunError, SettingError
 from volpatch.storage.codec import ChunkEncoder, ShardIndex, TargetSpec
 from volpatch.storage.patience import patiently
-from volpatch.storage.stores.local import Piece, Puts, disk_errors
+from volpatch.storage.stores.local import AtomicFiles, Piece, disk_errors
 
 IMAGE = "scale0/image"
 Unit = tuple[int, int, str]  # number, bytes, SHA-256
@@ -50,7 +50,7 @@ class LayerWriter:
     ----------
     root : Path
         Folder of the root group.
-    puts : Puts
+    disk : AtomicFiles
         How files are written.
     spec : TargetSpec
     start, stop : sequence of int
@@ -66,7 +66,7 @@ class LayerWriter:
     def __init__(
         self,
         root: Path,
-        puts: Puts,
+        disk: AtomicFiles,
         spec: TargetSpec,
         *,
         start: Sequence[int],
@@ -81,7 +81,7 @@ class LayerWriter:
         self.finished: list[Unit] = []
         self._spec = spec
         self._root = root
-        self._puts = puts
+        self._puts = disk
         self._check = check
         self._encoder = ChunkEncoder(spec)
         self._wanted = wanted or {}

@@ -26,7 +26,7 @@ from volpatch.storage.codec import TargetSpec
 from volpatch.storage.layers import unit_key
 from volpatch.storage.plan_file import PLAN, PlanFile
 from volpatch.storage.records import RECORDS, Event, Recorder, RecordReader, State
-from volpatch.storage.stores.local import SUFFIX, Puts, disk_errors
+from volpatch.storage.stores.local import SUFFIX, AtomicFiles, disk_errors
 
 LISTED = 3
 
@@ -62,12 +62,12 @@ class Ledger:
         return None if file is None else cls(root, file, _stamp(root))
 
     @classmethod
-    def create(cls, root: Path, file: PlanFile, puts: Puts) -> Ledger:
+    def create(cls, root: Path, file: PlanFile, disk: AtomicFiles) -> Ledger:
         """Put a plan, unless another process was first; gives the ledger that is there."""
-        begin_records(root, puts)
+        begin_records(root, disk)
         folder = root / SUFFIX
         with disk_errors(folder):
-            puts.put_new(folder / PLAN, file.to_bytes())
+            disk.put_new(folder / PLAN, file.to_bytes())
         there = cls.open(root)
         if there is None:
             raise RunError(
@@ -128,15 +128,15 @@ class Ledger:
             for unit, _, checksum in event["units"]
         }
 
-    def tell_metadata(self, files: Mapping[str, bytes], puts: Puts) -> None:
+    def tell_metadata(self, files: Mapping[str, bytes], disk: AtomicFiles) -> None:
         """Record size and SHA-256 of the metadata of an output that is complete."""
         told = [[key, len(b), hashlib.sha256(b).hexdigest()] for key, b in files.items()]
-        Recorder(self.folder, puts).write("commit", -1, files=told)
+        Recorder(self.folder, disk).write("commit", -1, files=told)
 
-    def flush(self, puts: Puts) -> None:
+    def flush(self, disk: AtomicFiles) -> None:
         """Let all records, whoever wrote them, survive a power cut."""
         with disk_errors(self.folder):
-            puts.flush_files(self.folder / RECORDS)
+            disk.flush_files(self.folder / RECORDS)
 
     def check_whole(self, state: State) -> None:
         """Refuse to call an output complete that lacks objects, or has some of another size.
@@ -171,12 +171,12 @@ class Ledger:
         )
 
 
-def begin_records(root: Path, puts: Puts) -> None:
+def begin_records(root: Path, disk: AtomicFiles) -> None:
     """Make a ledger's folders, where they are not there yet."""
     folder = root / SUFFIX
     with disk_errors(folder):
-        puts.make_folder(folder, exist_ok=True)
-        puts.make_folder(folder / RECORDS, exist_ok=True)
+        disk.make_folder(folder, exist_ok=True)
+        disk.make_folder(folder / RECORDS, exist_ok=True)
 
 
 def _stamp(root: Path) -> tuple[int, int] | None:

@@ -41,7 +41,7 @@ from volpatch.storage.stores.local import (
     KNOWN,
     MARKER,
     SUFFIX,
-    Puts,
+    AtomicFiles,
     check_replaceable,
     check_work_folder,
     disk_errors,
@@ -71,8 +71,8 @@ class Site:
     durability: Durability
 
     @property
-    def puts(self) -> Puts:
-        return Puts(self.temp, root=self.root, durability=self.durability)
+    def disk(self) -> AtomicFiles:
+        return AtomicFiles(self.temp, root=self.root, durability=self.durability)
 
     @property
     def ledger(self) -> Path:
@@ -102,7 +102,7 @@ class Output:
         self.data = self.folder / "data"
         self.tmp = self.folder / "tmp"
         self.old = self.folder / "old"
-        self.puts = Puts(self.tmp, root=self.data, durability=durability)
+        self.disk = AtomicFiles(self.tmp, root=self.data, durability=durability)
 
     # -- what is there -------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class Output:
                 f"the work folder {str(self.folder)!r} is gone, or was never begun: somebody "
                 f"published or removed it; run again"
             )
-        return Site(self.data, self.tmp / tree, self.puts.durability)
+        return Site(self.data, self.tmp / tree, self.disk.durability)
 
     def missing(self, spec: TargetSpec) -> Iterator[str]:
         """Keys, below the root, of write units that are not there; in C order."""
@@ -204,7 +204,7 @@ class Output:
     def _make_folders(self, *, overwrite: bool, mends: bool = False) -> None:
         with disk_errors(self.folder):
             for folder in (self.folder, self.tmp):
-                self.puts.make_folder(folder, exist_ok=True)
+                self.disk.make_folder(folder, exist_ok=True)
             if "volpatch" not in read_marker(self.folder):
                 marker = {
                     "volpatch": own_version(),
@@ -212,10 +212,10 @@ class Output:
                     "tree": uuid.uuid4().hex,
                     **({"mends": True} if mends else {}),
                 }
-                self.puts.put_new(self.folder / MARKER, json.dumps(marker).encode())
+                self.disk.put_new(self.folder / MARKER, json.dumps(marker).encode())
             site = self.site
             for folder in (site.temp, *(() if mends else (site.root,))):
-                self.puts.make_folder(folder, exist_ok=True)
+                self.disk.make_folder(folder, exist_ok=True)
 
     def go_on(self) -> Site:
         """Where to write in a tree that was begun; a folder for temporary files that was lost
@@ -224,7 +224,7 @@ class Output:
         site = self.site
         with disk_errors(self.folder):
             for folder in (self.tmp, site.temp):
-                self.puts.make_folder(folder, exist_ok=True)
+                self.disk.make_folder(folder, exist_ok=True)
         return site
 
     def writer(
@@ -239,7 +239,7 @@ class Output:
         """A writer for the box from `start` to `stop` (see `LayerWriter`)."""
         return LayerWriter(
             self.data,
-            self.puts,
+            self.disk,
             spec,
             start=start,
             stop=stop,
@@ -270,9 +270,9 @@ class Output:
             files = metadata_files(ledger.spec, completion(ledger.file, ledger.spec))
             with disk_errors(self.data):
                 for key, content in files.items():  # the root's own comes last
-                    self.puts.put(self.data / key, content)
-            ledger.tell_metadata(files, site.puts)
-            ledger.flush(site.puts)
+                    self.disk.put(self.data / key, content)
+            ledger.tell_metadata(files, site.disk)
+            ledger.flush(site.disk)
             self._move()
 
     def _move(self) -> None:
@@ -282,14 +282,14 @@ class Output:
             check_replaceable(self.target, overwrite=self.may_replace)
         with self.mending(), disk_errors(self.target):
             if replaces:
-                self.puts.rename(self.target, self.old)
+                self.disk.rename(self.target, self.old)
             try:
-                self.puts.rename(self.data, self.target)
+                self.disk.rename(self.data, self.target)
             except OSError:
                 self._put_back()
                 raise
             if replaces:  # half removed, it must never be taken for what to put back
-                self.puts.rename(self.old, self.tmp / "old")
+                self.disk.rename(self.old, self.tmp / "old")
         self._remove("the output itself is complete")
 
     def discard(self) -> None:
@@ -320,15 +320,15 @@ class Output:
     def _remove(self, outcome: str) -> None:
         with disk_errors(self.folder, outcome):
             for name in (*KNOWN, MARKER):
-                self.puts.remove(self.folder / name)
-            self.puts.remove(self.folder)
+                self.disk.remove(self.folder / name)
+            self.disk.remove(self.folder)
 
     def _put_back(self) -> None:
         """Undo a publish that was cut short between its two renames."""
         if os.path.lexists(self.old) and not os.path.lexists(self.target):
             check_work_folder(self.folder)
             with disk_errors(self.target):
-                self.puts.rename(self.old, self.target)
+                self.disk.rename(self.old, self.target)
 
     def _check_complete(self, ledger: Ledger) -> None:
         left = ledger.state().left
@@ -378,7 +378,7 @@ class Output:
         self._make_folders(overwrite=False, mends=True)
         try:
             with self.in_use():
-                yield Site(self.target, self.site.temp, self.puts.durability)
+                yield Site(self.target, self.site.temp, self.disk.durability)
         finally:
             self._remove_all()
 

@@ -27,7 +27,7 @@ from volpatch.core.errors import TargetError
 from volpatch.storage.files import open_file
 from volpatch.storage.patience import patiently
 from volpatch.storage.soundness import is_event
-from volpatch.storage.stores.local import Puts, disk_errors
+from volpatch.storage.stores.local import AtomicFiles, disk_errors
 
 RECORDS = "records"
 _LOG = ".log"
@@ -65,11 +65,11 @@ class Recorder:
     Parameters
     ----------
     folder : of the ledger.
-    puts : how files are written.
+    disk : how files are written.
     """
 
     folder: Path
-    puts: Puts
+    disk: AtomicFiles
     path: Path = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _begun: bool = field(default=False, init=False)
@@ -99,13 +99,13 @@ class Recorder:
             if not self._begun:
                 first = encode_line({"kind": "log", **self._who})
                 try:
-                    self.puts.append_line(self.path, first, new=True)
+                    self.disk.append_line(self.path, first, new=True)
                 except FileNotFoundError:
                     # somebody removed the records; where the whole tree is gone, this fails too
-                    self.puts.make_folder(self.path.parent, exist_ok=True)
-                    self.puts.append_line(self.path, first, new=True)
+                    self.disk.make_folder(self.path.parent, exist_ok=True)
+                    self.disk.append_line(self.path, first, new=True)
                 self._begun = True
-            self.puts.append_line(self.path, line, new=False)
+            self.disk.append_line(self.path, line, new=False)
         except OSError:
             self._new_file()  # the line may be torn, and would spoil the next one
             raise

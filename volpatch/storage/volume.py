@@ -209,7 +209,7 @@ def axis_names(names: Sequence[str | None], path: str) -> tuple[str, ...]:
     return default_dims(len(names))
 
 
-def check_dtype(dtype: np.dtype[Any] | str, path: str) -> None:
+def check_readable(dtype: np.dtype[Any] | str, path: str) -> None:
     """Refuse what is not bool, an integer or a float of up to 8 bytes."""
     known = isinstance(dtype, np.dtype) and dtype.kind in "biuf" and dtype.itemsize <= 8
     if not known:

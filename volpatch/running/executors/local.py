@@ -29,7 +29,7 @@ from volpatch.core.errors import RunError, SettingError, VolpatchError, said, tr
 from volpatch.core.grid import Box
 from volpatch.planning.plan import CHUNKS_IN_FLIGHT, Plan
 from volpatch.running.inflight import in_flight
-from volpatch.running.worker import Functions, Job, Outcome, Task, Worker
+from volpatch.running.worker import Functions, Outcome, Shared, Task, Worker
 from volpatch.storage.open import reading_limits
 from volpatch.storage.volume import Source
 
@@ -58,7 +58,7 @@ class Pool(Protocol):
         """Call a method of one worker, and wait for it."""
         ...
 
-    def tasks(self, more: More, job: Job, listener: Listener, workers: int) -> None:
+    def tasks(self, more: More, shared: Shared, listener: Listener, workers: int) -> None:
         """Compute what `more` gives, until it gives None and all is done or has failed."""
         ...
 
@@ -91,13 +91,13 @@ class Threads:
         self._threads[0].start()
         return call.result()
 
-    def tasks(self, more: More, job: Job, listener: Listener, workers: int) -> None:
+    def tasks(self, more: More, shared: Shared, listener: Listener, workers: int) -> None:
         busy = 0
         for _ in range(workers):
             busy += self._feed(more)
         # daemons: an interrupted run must not wait for a call that never comes back
         self._threads = [
-            threading.Thread(target=self._work, args=(job,), daemon=True) for _ in range(busy)
+            threading.Thread(target=self._work, args=(shared,), daemon=True) for _ in range(busy)
         ]
         for thread in self._threads:
             thread.start()
@@ -116,11 +116,11 @@ class Threads:
             self._todo.put(task)
         return task is not None
 
-    def _work(self, job: Job) -> None:
+    def _work(self, shared: Shared) -> None:
         while not self._stop.is_set() and (task := self._todo.get()) is not None:
             try:
                 outcome = self._worker.region(
-                    task, job, tick=lambda n: self._told.put(("tick", n, None)), stop=self._stop
+                    task, shared, tick=lambda n: self._told.put(("tick", n, None)), stop=self._stop
                 )
             except Stopped:
                 return
@@ -179,7 +179,7 @@ class Processes:
             if what == "done":
                 return value
 
-    def tasks(self, more: More, job: Job, listener: Listener, workers: int) -> None:
+    def tasks(self, more: More, shared: Shared, listener: Listener, workers: int) -> None:
         busy: dict[Connection, Task] = {}
 
         def feed(link: Connection | None) -> None:
@@ -189,7 +189,7 @@ class Processes:
             link = self._start() if link is None else link
             busy[link] = task
             with suppress(ConnectionError):  # it died idle, which its answer will tell
-                link.send(("region", (task, job), {"ticks": True}))
+                link.send(("region", (task, shared), {"ticks": True}))
 
         for link in list(self._links)[workers:]:  # the plan needs fewer than were started
             self._end(link)
@@ -204,7 +204,7 @@ class Processes:
                     continue
                 task = busy.pop(link)
                 if what == "died":
-                    death = _death(value, job, task, self._links[link].pid)
+                    death = _death(value, shared, task, self._links[link].pid)
                     self._end(link)
                     listener.failed(task, death)
                     feed(None)
@@ -244,9 +244,11 @@ def _died(exit_code: int | None) -> str:
     )
 
 
-def _death(exit_code: int | None, job: Job, task: Task, process: int | None) -> WorkerDiedError:
+def _death(
+    exit_code: int | None, shared: Shared, task: Task, process: int | None
+) -> WorkerDiedError:
     """What to say of a dead worker: the patch that was in flight, if it was in a call."""
-    for note in in_flight(job.site.temp, process):
+    for note in in_flight(shared.site.temp, process):
         if note["region"] == task.region:
             box = Box(tuple(note["start"]), tuple(note["stop"]))
             return WorkerDiedError(

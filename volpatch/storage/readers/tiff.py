@@ -29,7 +29,7 @@ from volpatch.storage.readers.tiff_readers import (
     page_end,
     stacked,
 )
-from volpatch.storage.volume import Source, StoredAxes, check_dtype, make_source
+from volpatch.storage.volume import Source, StoredAxes, check_readable, make_source
 
 _MAX_PAGE_BYTES = 64 * 2**20
 _LISTED = 8  # series in an error
@@ -69,7 +69,7 @@ def _describe(opened: _Opened, level: int, given: int | str | None) -> Source:
         have = ", ".join(f"{number} {one.shape}" for number, one in enumerate(levels))
         raise SourceError(f"{path} has no level {level}; it has levels {have}")
     parts = levels_of(every, series, level)
-    check_dtype(parts[0].dtype, path)
+    check_readable(parts[0].dtype, path)
     for part in parts:
         _check_complete(opened.tif, part, path)
     _check_alike(opened, parts)

@@ -24,7 +24,7 @@ from volpatch.core.errors import SourceError
 from volpatch.storage.readers.tiff_grid import Grid, page_grid
 from volpatch.storage.readers.tiff_pages import PageHeaders
 from volpatch.storage.readers.tiff_readers import FolderReader, Slice, page_end
-from volpatch.storage.volume import Source, StoredAxes, check_dtype, make_source
+from volpatch.storage.volume import Source, StoredAxes, check_readable, make_source
 
 SUFFIXES = (".tif", ".tiff")
 _NAMED = 5  # files, or groups of files, in an error or a remark
@@ -286,7 +286,7 @@ def _header(path: str) -> _Header:
             f"{path} holds {pages} pages of axes {axes}, and a slice is one 2-D page; "
             f"pass the file itself if it is the volume"
         )
-    check_dtype(dtype, path)
+    check_readable(dtype, path)
     size = os.path.getsize(path)
     if end > size:
         raise SourceError(

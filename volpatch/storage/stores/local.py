@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 Piece = bytes | bytearray | memoryview
 
 
-class Puts:
+class AtomicFiles:
     """Writes files so that each is either whole or absent.
 
     Parameters

@@ -1,8 +1,8 @@
 """What determines the voxels of a result, whoever computes them, wherever and in what order.
 
-A recipe is the grid, the windows and the dtypes on the way: source -> what the function
+A `BlendSpec` is the grid, the windows and the dtypes on the way: source -> what the function
 is given -> what it returns -> the accumulator -> the output. The lazy path, the in-memory
-path and the store-to-store path all follow the same recipe and so give the same bits.
+path and the store-to-store path all follow the same one and so give the same bits.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def check_number(value: Any, dtype: DType, what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class BlendSpec:
     """How patches are cut, handed over and blended.
 
     Attributes
@@ -134,7 +134,7 @@ class Recipe:
     pad_mode, pad_value : how patches that hang over the end (edge="pad") are filled.
     reduce : "mean" blends; "sum", "max" and "min" of all values at a voxel.
     nan_policy : what a NaN that the function returns does: "propagate", "omit", "raise".
-    holes : whether patches may be skipped, by a mask or by what is in them.
+    may_skip : whether patches may be skipped, by a mask or by what is in them.
     """
 
     grid: PatchGrid
@@ -154,7 +154,7 @@ class Recipe:
     pad_value: float = 0
     reduce: str = "mean"
     nan_policy: str = "propagate"
-    holes: bool = False
+    may_skip: bool = False
 
     def __post_init__(self) -> None:
         for name in ("fill_value", "pad_value"):
@@ -225,7 +225,7 @@ class Recipe:
     @property
     def mode(self) -> Mode:
         """What happens to each value at its voxel."""
-        missing = self.holes or self.nan_policy == "omit"
+        missing = self.may_skip or self.nan_policy == "omit"
         if self.crop:
             return Mode.NEAREST if missing else Mode.SELECT
         if self.reduce in ("max", "min"):
