@@ -13,7 +13,6 @@ from volpatch.core.layout import Layout
 from volpatch.core.parse import (
     by_axis,
     parse_bytes,
-    parse_numbers,
     parse_roi,
     show_bytes,
     whole_counts,
@@ -61,19 +60,6 @@ def test_bytes_must_be_a_positive_number(value):
 @given(st.integers(1, 2**60))
 def test_bytes_are_shown_within_five_percent_and_can_be_read_again(number):
     assert parse_bytes(show_bytes(number)) == pytest.approx(number, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"), [("64", 64), ("64,128,128", (64, 128, 128)), (" 1 , 2", (1, 2))]
-)
-def test_numbers_come_one_for_all_or_one_per_axis(text, numbers):
-    assert parse_numbers(text) == numbers
-
-
-@pytest.mark.parametrize("text", ["", "64,", "6.5", "a", "64 128", "1e3"])
-def test_what_is_no_number_is_refused(text):
-    with pytest.raises(GridError, match="wanted whole numbers such as 64 or 64,128,128; got"):
-        parse_numbers(text)
 
 
 def test_a_mapping_by_axis_follows_the_order_of_the_axes():

@@ -159,13 +159,13 @@ def test_the_buffer_keeps_to_its_bound(memory, monkeypatch):
 
     taken = []
 
-    class Spy(sampling.Layers):
+    class Spy(sampling.RingInput):
         def __init__(self, *args):
             super().__init__(*args)
             taken.append(self.ring.flat.nbytes)
             assert self.ring.flat.size == self.ring.planes * np.prod(self.ring.face)
 
-    monkeypatch.setattr(sampling, "Layers", Spy)
+    monkeypatch.setattr(sampling, "RingInput", Spy)
     volume = distinct((40, 33, 50), np.uint8)
     got = list(iter_patches(Counted(volume, (16, 16, 16)), 8, batch_size=50, memory=memory))
     assert sum(len(boxes) for boxes, _ in got) == len(PatchGrid(volume.shape, 8))

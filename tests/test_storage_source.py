@@ -23,7 +23,6 @@ import volpatch
 from volpatch.core.errors import SettingError, SourceError
 from volpatch.storage import ngff as ome
 from volpatch.storage.open import dask_chunks, open_source, open_volume, source_of
-from volpatch.storage.readers.tiff_folder import natural_key
 from volpatch.storage.readers.tiff_grid import tiff_names
 from volpatch.storage.volume import axis_names
 
@@ -702,12 +701,6 @@ def test_slices_come_in_the_order_of_their_numbers(tmp_path):
     assert (source.dims, source.shape, source.chunks) == (("z", "y", "x"), (12, 6, 7), (1, 6, 7))
     assert source.name == "stack"
     np.testing.assert_array_equal(whole(source), data)
-
-
-def test_natural_order():
-    names = ["s10.tif", "s2.tif", "a.tif", "s1b3.tif", "s1b20.tif", "7.tif"]
-    ordered = ["7.tif", "a.tif", "s1b3.tif", "s1b20.tif", "s2.tif", "s10.tif"]
-    assert sorted(names, key=natural_key) == ordered
 
 
 def test_slices_in_colour_are_channels(tmp_path):

@@ -48,7 +48,15 @@ class Ring:
         return self.flat.reshape(self.channels, self.planes, *self.face)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, Array]]:
-        """Views of the planes [start, stop), in one piece or two, with their first plane."""
+        """Views of the planes [start, stop), in one piece or two, with their first plane.
+
+        Two where they wrap: in a ring of 4 planes from 0 on, planes 6 to 8 lie at 2, 3 and 0.
+
+        >>> box = Box((0, 0), (100, 5))
+        >>> pieces = Ring.new(box, 4, 1, np.dtype("u1")).runs(6, 9)
+        >>> [(first, view.shape[1]) for first, view in pieces]
+        [(6, 2), (8, 1)]
+        """
         first = (start - self.origin[0]) % self.planes
         until_wrap = min(stop - start, self.planes - first)
         pieces = [(start, self.array[:, first : first + until_wrap])]

@@ -9,6 +9,21 @@ depend on how long a line is or on where a region ends:
 Buffers are rings along the first axis: plane p lives at p modulo the ring's length, so
 that a slab can move through a volume without being copied. Arrays have any number of
 axes; a line is a run along the last one, and all others are walked like an odometer.
+
+    a ring of 4 planes, origin 0, that holds planes 6 to 9 of the volume
+
+        place   0   1   2   3            a patch of planes 7, 8, 9 and rows 2 to 4
+        plane   8   9   6   7
+               row 0  ........           plane 7:  row 2  ..======..   <- a line: what the
+               row 1  ........                     row 3  ..======..      compiled loops copy
+               row 2  ..======..                   row 4  ..======..      or add in one go
+               row 3  ..======..         plane 8:  row 2  ..======..
+               row 4  ..======..         ...       (place 0: it wraps here)
+                        ^    ^
+                       lo    hi          the part of the line that counts in this box
+
+A row of patches, elsewhere, are those that begin at the same plane: while one is computed, the
+ring holds all that any of its patches needs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,38 +80,65 @@ class ArrayInput:
 
 
 class RingInput:
-    """The planes that the current row of patches needs, read in layers of source chunks."""
+    """The planes that the current row of patches needs, read up to where stored chunks end.
+
+    Parameters
+    ----------
+    blending : of the patches.
+    reach : what all rows need; it may hang over the volume's far end.
+    ring : for what one row needs and the rest of the layer that its last plane lies in.
+    read : reads boxes of the volume.
+    next_border : where the layer ends that a plane of the volume lies in.
+    """
 
     def __init__(
-        self, blending: BlendSpec, numbers: tuple[range, ...], read: Read, layer: int
+        self,
+        blending: BlendSpec,
+        reach: Box,
+        ring: Ring,
+        read: Read,
+        next_border: Callable[[int], int],
     ) -> None:
-        self._blending, self._read, self._layer = blending, read, layer
-        reach = reach_of(blending.grid, numbers)
-        self._end = reach.stop[0]
+        self._blending, self._reach, self._read = blending, reach, read
+        self._next_border, self.ring = next_border, ring
         self._loaded = reach.start[0]
+
+    @classmethod
+    def in_layers(
+        cls, blending: BlendSpec, numbers: tuple[range, ...], read: Read, layer: int
+    ) -> RingInput:
+        """For the patches `numbers`, with layers of equal thickness."""
+        reach = reach_of(blending.grid, numbers)
         start = reach.start[0] // layer * layer
-        planes = min(self._end - start, blending.grid.axes[0].planes_held(layer))
-        channels = blending.channels_in or 1
-        self._face = Box(reach.start[1:], reach.stop[1:])
+        planes = min(reach.stop[0] - start, blending.grid.axes[0].planes_held(layer))
         dtype = blending.input_dtype if blending.halves else blending.source_dtype
-        # whole layers from a layer's edge on: none wraps, so none is read in two pieces
+        # whole layers from a layer's edge on: none wraps
         box = Box((start, *reach.start[1:]), reach.stop)
-        self.ring = Ring.new(box, planes, channels, dtype)
+        ring = Ring.new(box, planes, blending.channels_in or 1, dtype)
+        return cls(blending, reach, ring, read, lambda plane: (plane // layer + 1) * layer)
 
     def load(self, start: int, stop: int, stats: Stats) -> None:
         """Make the planes [start, stop) present; those before `start` are given up."""
         self._loaded = max(self._loaded, start)
-        size = self._blending.grid.shape[0]
+        size, end = self._blending.grid.shape[0], self._reach.stop[0]
         while self._loaded < stop:
-            border = (self._loaded // self._layer + 1) * self._layer
-            border = self._end if self._loaded >= size else min(border, size, self._end)
+            padding = self._loaded >= size
+            border = end if padding else min(end, size, self._next_border(self._loaded))
             with stats.clock("read"):
-                for first, piece in self.ring.runs(self._loaded, border):
-                    box = Box(
-                        (first, *self._face.start), (first + piece.shape[1], *self._face.stop)
-                    )
-                    stats.voxels_read += read_padded(self._read, self._blending, box, piece)
+                if len(self.ring.runs(self._loaded, border)) > 1:
+                    self._to_front(start)  # a layer in two pieces would be decoded twice
+                ((_, piece),) = self.ring.runs(self._loaded, border)
+                box = Box((self._loaded, *self._reach.start[1:]), (border, *self._reach.stop[1:]))
+                stats.voxels_read += read_padded(self._read, self._blending, box, piece)
             self._loaded = border
+
+    def _to_front(self, start: int) -> None:
+        """Move the planes from `start` on to the beginning of the buffer."""
+        planes = self.ring.array
+        behind = (start - self.ring.origin[0]) % self.ring.planes
+        for i in range(self._loaded - start):
+            planes[:, i] = planes[:, behind + i]
+        self.ring = replace(self.ring, origin=(start, *self.ring.origin[1:]))
 
 
 def reach_of(grid: PatchGrid, numbers: tuple[range, ...]) -> Box:

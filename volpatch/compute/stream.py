@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ from volpatch.core.grid import Box
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
+_NONE: Ints = np.empty(0, np.int64)
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked the region to end
@@ -99,32 +100,31 @@ class Stream:
         self.input: RingInput | ArrayInput | None = None
         if all(len(n) for n in self.numbers):
             self.input = (
-                RingInput(blending, self.numbers, source, layer)
+                RingInput.in_layers(blending, self.numbers, source, layer)
                 if callable(source)
                 else ArrayInput(source)
             )
-        self._make_sink = sink
-        self._blender: Blender | None = None
+        self._make_sink, self._adding = sink, self.stats.clock("blend")
 
     def run(self) -> Stats:
         """Walk the region from its first plane to its last."""
+        blender: Blender | None = None
         early: list[Answer] = []  # skipped before it is known what the function returns
         for answer in self._answers():
             _, ids, values, missing = answer
-            if values is not None and not self.blending.complete:
-                self.blending = learn(self.blending, values, self.finalize)
-            if self.blending.complete:
-                for skipped in early:
-                    self._blend(skipped)
-                early.clear()
-                self._blend(answer)
-            else:
+            if blender is None and (values is not None or self.blending.complete):
+                if values is not None:
+                    self.blending = learn(self.blending, values, self.finalize)
+                blender = self._accumulator(early)
+            if blender is None:
                 early.append(answer)
+            else:
+                self._blend(blender, answer)
             self.tick(len(ids) + len(missing))
-        self.blending = learn_made_up(self.blending, self.caller, self.finalize)
-        for skipped in early:
-            self._blend(skipped)
-        self._accumulator().hand_over(self.box.stop[0])
+        if blender is None:
+            self.blending = learn_made_up(self.blending, self.caller, self.finalize)
+            blender = self._accumulator(early)
+        blender.hand_over(self.box.stop[0])
         return self.stats
 
     def _answers(self) -> Iterator[Answer]:
@@ -142,48 +142,48 @@ class Stream:
                 tables = PatchTables.of(self.blending, self.box, self._rows(i))
             row = Row(tables, number)
             wanted, missing = self._wanted(row)
-            yield row, wanted[:0], None, missing
+            yield row, _NONE, None, missing
             if source is None or not len(wanted):
                 continue
             start = axis.start(number)
             source.load(start, start + axis.patch, self.stats)
             for ids, given, missing in self._groups(source.ring, row, wanted):
                 if len(missing):
-                    yield row, ids[:0], None, missing
+                    yield row, _NONE, None, missing
                 for begin in range(0, len(ids), step):
                     self._go_on()
                     some = ids[begin : begin + step]
                     place = functools.partial(self._patch, row, some)
                     with function:
                         values = self.caller(self.blending, given[begin : begin + step], place)
-                    yield row, some, values, missing[:0]
+                    yield row, some, values, _NONE
 
-    def _blend(self, answer: Answer) -> None:
+    def _accumulator(self, early: Iterable[Answer]) -> Blender:
+        """Made when it is known what the function returns, and told what was skipped before."""
+        blender = Blender(
+            self.blending,
+            self.box,
+            self._tables,
+            self._make_sink(self.blending),
+            finalize=self.finalize,
+            stats=self.stats,
+        )
+        for answer in early:
+            self._blend(blender, answer)
+        return blender
+
+    def _blend(self, blender: Blender, answer: Answer) -> None:
         """Add values to the accumulator, or mark where there are none."""
         row, ids, values, missing = answer
-        blender = self._accumulator()
-        blender.tables = row.tables
-        blender.hand_over(blender.first_plane(row.number))
-        if len(missing):
+        if values is None:
+            blender.tables = row.tables
+            blender.hand_over(blender.first_plane(row.number))
             blender.skip(missing)
-        if values is not None:
-            with self.stats.clock("blend"):
+        else:
+            with self._adding:
                 blender.add(ids, values)
             self.stats.patches += len(ids)
             self.stats.calls += 1
-
-    def _accumulator(self) -> Blender:
-        """The region's, made when it is known what the function returns."""
-        if self._blender is None:
-            self._blender = Blender(
-                self.blending,
-                self.box,
-                self._tables,
-                self._make_sink(self.blending),
-                finalize=self.finalize,
-                stats=self.stats,
-            )
-        return self._blender
 
     def _rows(self, first: int) -> tuple[range, ...]:
         """Lattice numbers, per axis, of the patches of some rows from the row `first` on.
@@ -218,7 +218,7 @@ class Stream:
             given = group[: len(ids)]
             with clock("cut"):
                 self._cut(ring, row, ids, given)
-            yield ids, given, wanted[:0]
+            yield ids, given, _NONE
 
     def _chosen_groups(
         self, ring: Ring, row: Row, wanted: Ints, group: Array, patch_filter: PatchFilter

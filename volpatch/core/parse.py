@@ -102,15 +102,6 @@ def parse_part(part: str | Sequence[int] | None) -> tuple[int, int] | None:
     return i, n
 
 
-def parse_numbers(text: str) -> int | tuple[int, ...]:
-    """One number, or one per axis, from text such as "64" or "64,128,128"."""
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise GridError(f"wanted whole numbers such as 64 or 64,128,128; got {text!r}") from None
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
 def by_axis(value: Any, dims: Sequence[str], what: str) -> Any:
     """A mapping by axis name as a tuple in the order of `dims`; anything else as it is."""
     if not isinstance(value, Mapping):

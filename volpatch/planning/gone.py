@@ -96,6 +96,8 @@ def stand_in(
         path=given,
         level=level,
         series=series,
+        kind="a volume that is gone",
+        levels=1,
         name=words["name"],
         dtype=np.dtype(words["dtype"]),
         attributes={},

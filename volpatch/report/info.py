@@ -18,12 +18,6 @@ from volpatch.storage.plan_file import PlanFile
 from volpatch.storage.stores.local import SUFFIX
 from volpatch.storage.volume import Source
 
-_KINDS = {
-    "PlainReader": "TIFF stack",
-    "DecodedReader": "TIFF stack, compressed or tiled",
-    "FolderReader": "folder of TIFF slices",
-}
-
 
 def facts_of(source: Source) -> dict[str, Any]:
     """What `info` tells, as JSON values; per-axis facts by name of the axis."""
@@ -31,13 +25,9 @@ def facts_of(source: Source) -> dict[str, Any]:
     def by_axis(values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(source.dims, values, strict=True))
 
-    kind = _KINDS.get(type(source.reader).__name__)
-    if kind is None:  # an image's array lies inside of it
-        inside = getattr(source.reader, "path", None) != source.path
-        kind = "OME-Zarr image" if inside else "Zarr array"
     return {
         "path": source.path,
-        "kind": kind,
+        "kind": source.kind,
         "shape": by_axis(source.shape),
         "dtype": str(source.dtype),
         "bytes": source.nbytes,
@@ -83,15 +73,15 @@ def command_of(path: str | os.PathLike[str]) -> str:
     return command(file, place)
 
 
-def _levels(source: Source) -> list[list[int]]:
-    """Shape of each resolution, finest first."""
-    shapes: list[list[int]] = []
-    with suppress(SourceError):  # there is no such level
-        while True:
-            shapes.append(
-                list(open_source(source.path, level=len(shapes), series=source.series).shape)
-            )
-    return shapes
+def _levels(source: Source) -> list[list[int] | None]:
+    """Shape of each resolution, finest first; None of one that cannot be opened."""
+    return [_shape(source, level) for level in range(source.levels)]
+
+
+def _shape(source: Source, level: int) -> list[int] | None:
+    with suppress(SourceError):  # it is missing, which the level that is read need not be
+        return list(open_source(source.path, level=level, series=source.series).shape)
+    return None
 
 
 def info_text(facts: dict[str, Any]) -> str:
@@ -119,7 +109,9 @@ def info_text(facts: dict[str, Any]) -> str:
     if facts["channels"]:
         lines.append(f"channels  {', '.join(facts['channels'])}")
     if len(facts["levels"]) > 1:
-        shapes = "; ".join(f"{n}: {times(s)}" for n, s in enumerate(facts["levels"]))
+        shapes = "; ".join(
+            f"{n}: {times(s) if s else 'missing'}" for n, s in enumerate(facts["levels"])
+        )
         lines.append(f"levels    {shapes}")
     if facts["series"] is not None:
         lines.append(f"series    {facts['series']}")

@@ -44,7 +44,7 @@ from volpatch.planning.plan import Plan, some
 from volpatch.planning.provenance import made
 from volpatch.report.progress import Progress
 from volpatch.report.report import RunReport
-from volpatch.running.executors.local import Pool, open_pool
+from volpatch.running.pool import Pool, open_pool
 from volpatch.running.scheduler import Run, publish_if_done
 from volpatch.running.worker import Functions, Shared, Trial
 from volpatch.storage.ledger import Ledger
@@ -407,7 +407,7 @@ def _begin(request: Request, pool: Pool) -> Joined:
     """Try the function, and make the plan, unless another process was first."""
     work, draft = request.work, request.draft
     check_reading(draft, asked_region(draft))
-    settled = request.settled(pool.one("trial", draft))
+    settled = request.settled(pool.trial(draft))
     work.begin(overwrite=request.overwrite, anew=request.starts_over or work.is_leftover)
     ledger = Ledger.create(work.data, settled.file, work.site.disk)
     if ledger.file == settled.file:

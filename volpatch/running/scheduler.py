@@ -26,7 +26,7 @@ from volpatch.core.errors import (
 from volpatch.core.grid import Box
 from volpatch.core.parse import show_numbers
 from volpatch.report.progress import Progress
-from volpatch.running.executors.local import Pool, WorkerDiedError
+from volpatch.running.pool import Done, Event, Failed, Pool, Ticked, WorkerDiedError
 from volpatch.running.worker import Outcome, Shared, Task, units_of
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.output import Output
@@ -93,17 +93,24 @@ class Run:
             return self.task(task.region, task.attempt)
         return next(self._new, None)
 
-    def tick(self, patches: int) -> None:
-        self.bar.add(patches)
+    def hear(self, event: Event) -> None:
+        """Take in what became of a task, or how far one is."""
+        match event:
+            case Ticked(patches=patches):
+                self.bar.add(patches)
+            case Done(task=task, outcome=outcome):
+                self._done(task, outcome)
+            case Failed(task=task, error=error):
+                self._failed(task, error)
 
-    def done(self, task: Task, outcome: Outcome) -> None:
+    def _done(self, task: Task, outcome: Outcome) -> None:
         self._deaths = 0
         self.failures.pop(task.region, None)
         self.stats += outcome.stats
         self.encoded_bytes += outcome.encoded_bytes
         self.peaks[outcome.process] = max(outcome.peak_bytes, self.peaks.get(outcome.process, 0))
 
-    def failed(self, task: Task, error: BaseException) -> None:
+    def _failed(self, task: Task, error: BaseException) -> None:
         """Try again, or note the failure and go on; raise what no other region survives."""
         if not isinstance(error, SURVIVED):
             raise error
@@ -136,7 +143,7 @@ class Run:
         IncompleteError
             Some regions failed; the others are done.
         """
-        pool.tasks(self.more, self.shared, self, self.shared.plan.running)
+        pool.tasks(self.more, self.shared, self.hear, self.shared.plan.running)
         self.state.refresh()
         self.bar.close()
         if self.failures:

@@ -18,15 +18,16 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.compute.blend import Stats
 from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.kernels import cut
-from volpatch.compute.reading import Read, reach_of, read_padded
+from volpatch.compute.reading import Read, RingInput, reach_of
 from volpatch.core.blending import BlendSpec
 from volpatch.core.errors import GridError, MemoryLimitError, SettingError
 from volpatch.core.grid import Box, Overlap, PatchGrid
@@ -260,44 +261,20 @@ def _extent(groups: Sequence[range], starts: Ints) -> int:
     return max((int(starts[g[-1]] - starts[g[0]]) for g in groups), default=0)
 
 
-class Layers:
-    """The planes that the current row of patches needs, read up to where chunks end."""
+def _layers(
+    blending: BlendSpec, tables: PatchTables, read: Read, borders: Ints, buffer: Array
+) -> RingInput:
+    """The planes of one column of patches, in a part of the buffer."""
+    reach = reach_of(blending.grid, tables.numbers)
+    planes = min(reach.shape[0], blending.grid.patch[0] + int(np.diff(borders).max()) - 1)
+    channels, face = blending.channels_in or 1, reach.shape[1:]
+    flat = buffer[: channels * planes * math.prod(face)]
+    ring = Ring(flat, reach.start, planes, face, channels)
 
-    def __init__(
-        self, blending: BlendSpec, tables: PatchTables, read: Read, borders: Ints, buffer: Array
-    ) -> None:
-        self._recipe, self._read, self._borders = blending, read, borders
-        reach = reach_of(blending.grid, tables.numbers)
-        layer = int(np.diff(borders).max())
-        planes = min(reach.shape[0], blending.grid.patch[0] + layer - 1)
-        channels, face = blending.channels_in or 1, reach.shape[1:]
-        flat = buffer[: channels * planes * math.prod(face)]
-        self.ring = Ring(flat, reach.start, planes, face, channels)
-        self._reach, self._loaded = reach, reach.start[0]
+    def next_border(plane: int) -> int:
+        return int(borders[np.searchsorted(borders, plane, "right")])
 
-    def load(self, start: int, stop: int) -> None:
-        """Make the planes [start, stop) present; those before `start` are given up."""
-        self._loaded = max(self._loaded, start)
-        end, size = self._reach.stop[0], self._recipe.grid.shape[0]
-        while self._loaded < stop:
-            border = end
-            if self._loaded < size:
-                next_border = np.searchsorted(self._borders, self._loaded, "right")
-                border = min(end, int(self._borders[next_border]))
-            if len(self.ring.runs(self._loaded, border)) > 1:
-                self._to_front(start)  # a layer in two pieces would be decoded twice
-            ((_, piece),) = self.ring.runs(self._loaded, border)
-            box = Box((self._loaded, *self._reach.start[1:]), (border, *self._reach.stop[1:]))
-            read_padded(self._read, self._recipe, box, piece)
-            self._loaded = border
-
-    def _to_front(self, start: int) -> None:
-        """Move the planes from `start` on to the beginning of the buffer."""
-        planes = self.ring.array
-        behind = (start - self.ring.origin[0]) % self.ring.planes
-        for i in range(self._loaded - start):
-            planes[:, i] = planes[:, behind + i]
-        self.ring = replace(self.ring, origin=(start, *self.ring.origin[1:]))
+    return RingInput(blending, reach, ring, read, next_border)
 
 
 def _batches(
@@ -309,14 +286,14 @@ def _batches(
     leads = layout.pick(layout.shape, layout.lead)
     left = len(grid) * math.prod(leads)
     buffer = np.empty(columns.voxels if left else 0, blending.source_dtype)
-    batch, boxes = np.empty(0), list[Box]()
+    batch, boxes, stats = np.empty(0), list[Box](), Stats()
     for lead, column in itertools.product(np.ndindex(*leads), columns if left else ()):
         tables = PatchTables.of(blending, whole, (range(grid.lattice[0]), *column))
-        layers = Layers(blending, tables, reader(view, layout, lead), columns.borders, buffer)
+        layers = _layers(blending, tables, reader(view, layout, lead), columns.borders, buffer)
         per_row = math.prod(map(len, column))
         for row, number in enumerate(tables.numbers[0]):
             start = grid.axes[0].start(number)
-            layers.load(start, start + grid.patch[0])
+            layers.load(start, start + grid.patch[0], stats)
             at, end = row * per_row, (row + 1) * per_row
             while at < end:
                 if not boxes:

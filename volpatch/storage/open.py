@@ -16,15 +16,15 @@ from volpatch.core.errors import GridError, SettingError, SourceError
 from volpatch.core.grid import whole_number
 from volpatch.core.options import Sizes, check_choice
 from volpatch.storage.blocks import block_shape
-from volpatch.storage.readers import tiff as tiff_source
-from volpatch.storage.readers import tiff_folder
-from volpatch.storage.readers import zarr as zarr_source
+from volpatch.storage.readers import tiff, tiff_folder, zarr
 from volpatch.storage.readers.zarr import ZarrReader
 from volpatch.storage.volume import Source
 
 if TYPE_CHECKING:
     import xarray as xr
 
+# asked in this order: a folder is one of slices where it is nothing else
+FORMATS = (zarr.FORMAT, tiff.FORMAT, tiff_folder.FORMAT)
 # voxels of an axis whose coordinates and chunks are listed in memory: 1 GiB of coordinates
 MOST_ALONG = 2**27
 # stored volumes by the names of the dask arrays that read them, as long as those live
@@ -68,7 +68,7 @@ def open_source(
     if "://" in given or "::" in given:
         raise SourceError(f"{given!r} is a URL; volpatch reads local paths: copy or mount it")
     there = bool(given) and "\0" not in given
-    if not there or not (os.path.exists(given) or tiff_folder.is_pattern(given)):
+    if not there or not (os.path.exists(given) or any(kind.takes(given) for kind in FORMATS)):
         raise SourceError(f"no such volume: {given!r} (looked for in {os.getcwd()!r})")
     return _open_existing(os.path.abspath(given), level, series, missing)
 
@@ -100,26 +100,22 @@ def missing_of(source: Source) -> str:
 
 
 def _open_existing(path: str, level: int, series: int | str | None, missing: str) -> Source:
+    kind = next((one for one in FORMATS if one.takes(path)), None)
+    if kind is None:
+        names = ", ".join(one.name for one in FORMATS)
+        raise SourceError(
+            f"{path} is not a kind volpatch reads ({names}); convert it to one of them"
+        )
+    if series is not None and not kind.has_series:
+        raise SourceError(
+            f"{path} has no series {series}: only a TIFF file may hold several; leave series out"
+        )
     try:
-        if os.path.isfile(path) and path.lower().endswith(tiff_folder.SUFFIXES):
-            return tiff_source.open_tiff(path, level=level, series=series)
-        if os.path.isdir(path) or not os.path.exists(path):
-            if series is not None:
-                raise SourceError(
-                    f"{path} has no series {series}: only a TIFF file may hold several; leave "
-                    f"series out"
-                )
-            if zarr_source.is_zarr(path):
-                return zarr_source.open_zarr(path, level=level, missing=missing)
-            return tiff_folder.open_folder(path, level=level)
+        return kind.open(path, level=level, series=series, missing=missing)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     except RecursionError as error:
         raise SourceError(f"metadata of {path} is damaged: it is nested too deeply") from error
-    raise SourceError(
-        f"{path} is not a kind volpatch reads "
-        f"(Zarr, OME-Zarr, TIFF stack, folder of TIFF slices); convert it to one of them"
-    )
 
 
 def open_volume(
@@ -235,7 +231,7 @@ def dask_chunks(source: Source, chunks: Any = None) -> tuple[int, ...]:
 @contextmanager
 def reading_limits(chunks_in_flight: int) -> Iterator[None]:
     """Bound how many stored chunks each reader keeps in memory while inside."""
-    import zarr
+    from zarr import config
 
-    with zarr.config.set({"async.concurrency": chunks_in_flight}):
+    with config.set({"async.concurrency": chunks_in_flight}):
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,32 @@ from volpatch.core.axes import CHANNELS, SPATIAL, default_dims, in_order, known_
 from volpatch.core.errors import SourceError
 
 _T = TypeVar("_T")
+
+
+class Opener(Protocol):
+    """Looks at what is at a path that exists, and reads none of its voxels."""
+
+    def __call__(
+        self, path: str, *, level: int, series: int | str | None, missing: str
+    ) -> Source: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of stored volume; each reader's module has one, and `storage.open` lists them.
+
+    Attributes
+    ----------
+    name : for people.
+    takes : whether a path, of something that exists or a pattern, is of this kind.
+    open : looks at it; raises SourceError where it is damaged, or has no such level.
+    has_series : whether it may hold several images.
+    """
+
+    name: str
+    takes: Callable[[str], bool]
+    open: Opener
+    has_series: bool = False
 
 
 class Reader(Protocol):
@@ -64,6 +90,10 @@ class Source:
     ----------
     path, level, series : str, int, int or "all" or None
         What to give `open_source` to get this again.
+    kind : str
+        What it is, for people.
+    levels : int
+        Resolutions that can be asked for, this one included.
     name : str
         Last part of the path.
     shape, dtype, dims
@@ -87,6 +117,8 @@ class Source:
     path: str
     level: int
     series: int | str | None
+    kind: str
+    levels: int
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -153,10 +185,12 @@ class Source:
 def make_source(
     path: str,
     *,
+    kind: str,
     level: int,
     axes: StoredAxes,
     dtype: np.dtype[Any],
     reader: Reader,
+    levels: int = 1,
     series: int | str | None = None,
     channel_names: Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
@@ -173,6 +207,8 @@ def make_source(
         path=path,
         level=level,
         series=series,
+        kind=kind,
+        levels=levels,
         name=os.path.basename(path) or path,
         shape=_pick(axes.shape, order),
         dtype=dtype.newbyteorder("="),

@@ -1,1 +1,1 @@
-"""Ways to have tasks done: they start workers, and tell of what becomes of each task."""
+"""Kinds of workers: alternatives that do not know one another, see `volpatch.running.pool`."""

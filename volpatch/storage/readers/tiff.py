@@ -29,8 +29,9 @@ from volpatch.storage.readers.tiff_readers import (
     page_end,
     stacked,
 )
-from volpatch.storage.volume import Source, StoredAxes, check_readable, make_source
+from volpatch.storage.volume import Format, Source, StoredAxes, check_readable, make_source
 
+SUFFIXES = (".tif", ".tiff")
 _MAX_PAGE_BYTES = 64 * 2**20
 _LISTED = 8  # series in an error
 # of series whose pages are listed one by one; of all others some are known by their number only
@@ -47,7 +48,7 @@ class _Opened:
     every: list[Any]  # its series
 
 
-def open_tiff(path: str, *, level: int, series: int | str | None) -> Source:
+def open_tiff(path: str, *, level: int, series: int | str | None, missing: str) -> Source:
     """An image of a TIFF file as a Source; without `series` the only one."""
     headers = PageHeaders(path)
     try:
@@ -96,9 +97,12 @@ def _describe(opened: _Opened, level: int, given: int | str | None) -> Source:
         origin=tuple(origin),
         units=tuple(grid.get(name, (1.0, None))[1] for name in names),
     )
+    coded = "" if isinstance(reader, PlainReader) else ", compressed or tiled"
     return make_source(
         path,
+        kind=f"TIFF stack{coded}",
         level=level,
+        levels=len(levels),
         series=series if len(every) > 1 else None,
         axes=axes,
         dtype=image.dtype,
@@ -318,3 +322,11 @@ def _odd_page(path: str, index: tuple[int, ...], look: Look, wanted: Look) -> So
         f"page {number} of {path} is not like the first of its series: it has "
         f"{look.differences(wanted)}; put it right, or take it out"
     )
+
+
+FORMAT = Format(
+    "TIFF stack",
+    lambda path: path.lower().endswith(SUFFIXES) and os.path.isfile(path),
+    open_tiff,
+    has_series=True,
+)

@@ -21,12 +21,12 @@ import numpy as np
 import tifffile
 
 from volpatch.core.errors import SourceError
+from volpatch.storage.readers.tiff import SUFFIXES
 from volpatch.storage.readers.tiff_grid import Grid, page_grid
 from volpatch.storage.readers.tiff_pages import PageHeaders
 from volpatch.storage.readers.tiff_readers import FolderReader, Slice, page_end
-from volpatch.storage.volume import Source, StoredAxes, check_readable, make_source
+from volpatch.storage.volume import Format, Source, StoredAxes, check_readable, make_source
 
-SUFFIXES = (".tif", ".tiff")
 _NAMED = 5  # files, or groups of files, in an error or a remark
 # what may hold voxels as well; files of all other kinds are passed over
 _IMAGES = frozenset(
@@ -76,7 +76,7 @@ def is_pattern(path: str) -> bool:
     return glob.has_magic(name) and os.path.isdir(folder or ".")
 
 
-def open_folder(path: str, *, level: int) -> Source:
+def open_folder(path: str, *, level: int, series: int | str | None, missing: str) -> Source:
     """Slices in a folder, or those whose names match a pattern, in the order of their numbers."""
     folder, pattern = (path, None) if os.path.isdir(path) else os.path.split(path)
     everything = sorted(os.listdir(folder))
@@ -99,6 +99,7 @@ def open_folder(path: str, *, level: int) -> Source:
     passed_over = sorted(set(shown) - set(images))
     return make_source(
         path,
+        kind="folder of TIFF slices",
         level=0,
         axes=StoredAxes(
             names=names,
@@ -151,13 +152,6 @@ def _no_slices(path: str, pattern: str | None, everything: Sequence[str]) -> Sou
 # -- which files belong together -----------------------------------------------------------
 
 
-def natural_key(name: str) -> tuple[tuple[str, int], ...]:
-    """Sort key by which slice_2 comes before slice_10."""
-    parts = re.split(r"([0-9]+)", name)
-    numbers = [int(number) for number in parts[1::2]] + [-1]
-    return tuple(zip(parts[::2], numbers, strict=True))
-
-
 def _one_stack(path: str, folder: str, names: Sequence[str]) -> list[str]:
     """The names in order, if they are those of one stack."""
     groups = [part for group in _by_words(names) for part in _by_numbers(group)]
@@ -183,7 +177,7 @@ def _one_stack(path: str, folder: str, names: Sequence[str]) -> list[str]:
 def _by_words(names: Iterable[str]) -> list[list[str]]:
     """Groups of names that are the same around their digits, each in natural order."""
     groups: dict[str, list[str]] = {}
-    for name in sorted(names, key=natural_key):
+    for name in tifffile.natural_sorted(names):
         stem, suffix = os.path.splitext(name)
         groups.setdefault(re.sub("[0-9]+", "\0", stem) + suffix.lower(), []).append(name)
     return list(groups.values())
@@ -330,3 +324,8 @@ def _skips(column: Sequence[str]) -> list[str] | None:
     there = set(numbers)
     wanted = range(numbers[0], numbers[-1], common)
     return [str(number).zfill(width) for number in wanted if number not in there]
+
+
+FORMAT = Format(
+    "folder of TIFF slices", lambda path: os.path.isdir(path) or is_pattern(path), open_folder
+)

@@ -29,7 +29,7 @@ from volpatch.storage import ngff as ome
 from volpatch.storage.chain import FileForm, file_form
 from volpatch.storage.chunk_check import AbsentChunk, check_file
 from volpatch.storage.patience import patiently
-from volpatch.storage.volume import Source, StoredAxes, axis_names, make_source
+from volpatch.storage.volume import Format, Source, StoredAxes, axis_names, make_source
 
 _MAX_JSON_BYTES = 16 * 2**20
 _LISTED = 10
@@ -187,7 +187,7 @@ def is_zarr(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
-def open_zarr(path: str, *, level: int, missing: str) -> Source:
+def open_zarr(path: str, *, level: int, series: int | str | None, missing: str) -> Source:
     """An array, or a level of an image, as a Source."""
     node = _read_node(path)
     if node.is_array:
@@ -207,7 +207,14 @@ def open_zarr(path: str, *, level: int, missing: str) -> Source:
             f"and there is none; restore it or choose another level"
         )
     source = _array_source(inner, _OmeLevel(image, level), missing)
-    return replace(source, path=path, level=level, name=os.path.basename(path))
+    return replace(
+        source,
+        path=path,
+        kind="OME-Zarr image",
+        level=level,
+        levels=len(image.datasets),
+        name=os.path.basename(path),
+    )
 
 
 def _is_complete(node: Node) -> bool:
@@ -382,6 +389,7 @@ def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
     )
     return make_source(
         node.path,
+        kind="Zarr array",
         level=0,
         axes=axes,
         dtype=array.dtype,
@@ -460,3 +468,6 @@ def _inside(path: str, prefix: str, depth: int = 4) -> Iterator[str]:
             yield f"{prefix}{name} (image)"
         elif depth > 1:
             yield from _inside(child, f"{prefix}{name}/", depth - 1)
+
+
+FORMAT = Format("Zarr, OME-Zarr", lambda path: os.path.isdir(path) and is_zarr(path), open_zarr)
