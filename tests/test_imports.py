@@ -180,7 +180,7 @@ def test_heavy_optional_packages_are_imported_where_they_are_used(file):
     assert [item for item in early if item.name.split(".")[0] in HEAVY] == []
 
 
-@pytest.mark.parametrize("name", ["core/grid", "planning/plan"])
+@pytest.mark.parametrize("name", ["core/grid", "planning/plan", "planning/pieces"])
 def test_integers_need_no_arrays(name):
     file = ROOT / f"{name}.py"
     assert [item for item in imports_of(file) if item.name.split(".")[0] in ARRAYS] == []

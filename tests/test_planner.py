@@ -33,7 +33,9 @@ def stored(shape, dtype="uint16", chunks=16, shards=None, dims=None):
     axes = StoredAxes(
         dims or DIMS[-n:], tuple(shape), chunks, shards, (1.0,) * n, (0.0,) * n, (None,) * n
     )
-    return make_source("volume.zarr", level=0, axes=axes, dtype=np.dtype(dtype), reader=None)
+    return make_source(
+        "volume.zarr", kind="made up", level=0, axes=axes, dtype=np.dtype(dtype), reader=None
+    )
 
 
 @st.composite

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any, Generic, TypeVar, overload
 
+from volpatch.core import tables
 from volpatch.core.errors import GridError
-from volpatch.core.html import table
 
 EDGES = ("shift", "pad", "drop")
 PAD_MODES = ("reflect", "symmetric", "edge", "constant")
@@ -519,7 +519,7 @@ class PatchGrid(Sequence[Box]):
             ("visits per voxel", f"{self.visits_per_voxel:.1f}, at most {self.most_visits:,}"),
             ("without a patch", f"{self.uncovered:,} voxels"),
         ]
-        return table(type(self).__name__, rows)
+        return tables.html(type(self).__name__, rows)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `PatchGrid.from_json` gives the same grid back."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from volpatch.core.errors import SourceError
 from volpatch.core.options import check_choice
-from volpatch.planning.plan import Plan, needed
+from volpatch.planning.pieces import needed
+from volpatch.planning.plan import Plan
 from volpatch.storage.plan_file import digest
 from volpatch.storage.volume import Source
 

@@ -17,17 +17,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from volpatch.core import tables
 from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode, rows_at_once
-from volpatch.core.grid import AxisGrid, Box
-from volpatch.core.html import table_of_text
+from volpatch.core.grid import Box
 from volpatch.core.layout import Layout
 from volpatch.core.options import JobOptions
 from volpatch.core.parse import printable, show_bytes
 from volpatch.functions.named import Func
+from volpatch.planning.pieces import (
+    AxisPieces,
+    Figures,
+    axis_figures,
+    decoded_along,
+    largest_pieces,
+    patches_needed,
+    reach_along,
+    ring_planes,
+)
 
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20
@@ -43,14 +53,11 @@ FINALIZE_COPIES = 3
 ENCODE_COPIES = 3
 # until a trial has measured it, a function is taken to need this many times its batch
 FUNCTION_COPIES = 4
-# of the pieces of an axis that are walked over: sums over a longer period are estimates
-LONGEST_PERIOD = 2**14
 # of shares that are being made
 SHARE_COPIES = 4
 # a write unit on its way into the records, and one that they are known to tell of
 RECORD_BYTES = 1000
 KNOWN_BYTES = 64
-NAME_WIDTH = 10  # of the first column of `explain`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,60 +81,6 @@ class Volume:
         return self.shards or self.chunks
 
 
-@dataclass(frozen=True, slots=True)
-class AxisPieces:
-    """One axis of the output, cut into region edges.
-
-    >>> AxisPieces(start=0, stop=100, edge=32).pieces
-    4
-    """
-
-    start: int
-    stop: int
-    edge: int
-
-    @property
-    def pieces(self) -> int:
-        return -(-(self.stop - self.start) // self.edge)
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        first = self.start + number * self.edge
-        return first, min(first + self.edge, self.stop)
-
-    def total(self, axis: AxisGrid, value: Callable[[int, int], int], chunk: int = 1) -> int:
-        """Sum of `value(start, stop)` over the pieces that patches of `axis` may touch.
-
-        `value` depends on patches and chunks from the first patch that a piece touches to the
-        last. Far from the axis' ends it repeats itself, and is not computed again.
-        """
-        count = axis.count
-        if count == 0:
-            return 0
-        first, last = axis.start(0), axis.start(count - 1) + axis.patch
-        # whatever lies before this place has whole chunks and regular patches only
-        regular = min(axis.start(max(0, count - 2)), axis.size // chunk * chunk - axis.patch)
-        low = max(0, (first - self.start) // self.edge)
-        high = min(self.pieces, -(-(last - self.start) // self.edge))
-        inner = max(low, -(-(first + axis.patch - self.start) // self.edge))
-        outer = min(high, self.pieces - 1, (regular - self.start) // self.edge)
-        if outer <= inner:
-            return sum(value(*self.bounds(k)) for k in range(low, high))
-        period = math.lcm(self.edge, axis.stride, chunk) // self.edge
-        period = min(period, LONGEST_PERIOD, outer - inner)
-        rounds, rest = divmod(outer - inner, period)
-        walked = 0
-        for k in range(inner, inner + period):
-            walked += value(*self.bounds(k)) * (rounds + (k - inner < rest))
-        return walked + sum(
-            value(*self.bounds(k)) for k in (*range(low, inner), *range(outer, high))
-        )
-
-    def typical(self) -> Iterator[tuple[int, int]]:
-        """Pieces from both ends and the middle: the largest is among them."""
-        n = self.pieces
-        return map(self.bounds, sorted({0, min(1, n - 1), n // 2, max(0, n - 2), n - 1}))
-
-
 def held_before(resident: int) -> int:
     """Bytes of a process that are data of its own, when `resident` is all it holds.
 
@@ -135,50 +88,6 @@ def held_before(resident: int) -> int:
     (10, 0)
     """
     return max(0, resident - PARENT_BYTES)
-
-
-def needed(axis: AxisGrid, own: bool, start: int, stop: int) -> range:
-    """Numbers of the patches that give a value to a voxel of [start, stop)."""
-    return axis.owning(start, stop) if own else axis.touching(start, stop)
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """The most that any region needs along one axis.
-
-    reach : voxels that are read; patches : that are computed; decoded : voxels of the
-    stored chunks that the reach lies in.
-    """
-
-    reach: int
-    patches: int
-    decoded: int
-
-
-@functools.lru_cache(maxsize=2**14)
-def axis_figures(axis: AxisGrid, own: bool, piece: AxisPieces, chunk: int) -> Figures:
-    ends = list(piece.typical())
-    reaches = [_reach(axis, own, *e) for e in ends]
-    return Figures(
-        max(b - a for a, b in reaches),
-        max(len(needed(axis, own, *e)) for e in ends),
-        max(_aligned(*r, chunk, axis.size) for r in reaches),
-    )
-
-
-@functools.lru_cache(maxsize=2**14)
-def _ring_planes(axis: AxisGrid, own: bool, piece: AxisPieces, layer: int) -> int:
-    """Planes that the input ring of a region holds."""
-    reaches = (_reach(axis, own, *ends) for ends in piece.typical())
-    return min(max(b - a // layer * layer for a, b in reaches), axis.planes_held(layer))
-
-
-def _reach(axis: AxisGrid, own: bool, start: int, stop: int) -> tuple[int, int]:
-    """Voxels [start, stop) that are read for the patches of a piece; may hang over."""
-    numbers = needed(axis, own, start, stop)
-    if not numbers:
-        return start, start
-    return axis.start(numbers[0]), axis.start(numbers[-1]) + axis.patch
 
 
 @dataclass(frozen=True)
@@ -196,6 +105,7 @@ class Plan:
     resident, parent : bytes that a worker's interpreter, and that of the process that
         started it, were seen to hold besides; 0 before a trial.
     mask : how the cells of a mask lie on the volume.
+    part : (i, n) where every n-th region is computed, from i on.
     incomparable : what the functions carry that another process could not compare, so that
         it could not go on with the run.
     options : what the plan was made of, whole.
@@ -221,6 +131,7 @@ class Plan:
     resident: int = 0
     parent: int = 0
     mask: str | None = None
+    part: tuple[int, int] | None = None
     incomparable: tuple[str, ...] = ()
     options: JobOptions = field(default_factory=JobOptions, repr=False)
     func: Func | None = field(default=None, repr=False)
@@ -278,7 +189,7 @@ class Plan:
     def _patches(self, pieces: Sequence[AxisPieces]) -> int:
         own = self.blending.owns
         return math.prod(self.lead_counts) * math.prod(
-            piece.total(axis, functools.partial(_patches_needed, axis, own))
+            piece.total(axis, functools.partial(patches_needed, axis, own))
             for axis, piece in zip(self.blending.grid.axes, pieces, strict=True)
         )
 
@@ -320,8 +231,8 @@ class Plan:
             zip(self.blending.grid.axes, self.axes, chunks, strict=True)
         ):
             again = max(1, chunk // self.read_layer) if number == 0 else 1
-            decoded = functools.partial(_decoded, axis, self.blending.owns, chunk)
-            voxels *= again * piece.total(axis, decoded, chunk)
+            count = functools.partial(decoded_along, axis, self.blending.owns, chunk)
+            voxels *= again * piece.total(axis, count, chunk)
         return voxels * self.blending.source_dtype.itemsize
 
     @property
@@ -329,7 +240,7 @@ class Plan:
         """Bytes of the source under the patches, each voxel counted once."""
         voxels = math.prod(self.lead_counts) * self._channels_in
         for axis, start, stop in zip(self.blending.grid.axes, *self._ends, strict=True):
-            first, last = _reach(axis, self.blending.owns, start, stop)
+            first, last = reach_along(axis, self.blending.owns, start, stop)
             voxels *= min(last, axis.size) - first
         return voxels * self.blending.source_dtype.itemsize
 
@@ -370,10 +281,10 @@ class Plan:
     def memory(self) -> dict[str, int]:
         """Bytes that one worker needs at its peak, term by term."""
         blending, patch = self.blending, self.blending.grid.patch
-        face = math.prod(_largest_pieces(self.axes[1:]))
+        face = math.prod(largest_pieces(self.axes[1:]))
         figures = self.figures
         reach = [f.reach for f in figures]
-        planes = _ring_planes(blending.grid.axes[0], blending.owns, self.axes[0], self.read_layer)
+        planes = ring_planes(blending.grid.axes[0], blending.owns, self.axes[0], self.read_layer)
         size = blending.batch_size or 1
         single = self._channels_in * math.prod(patch) * blending.input_dtype.itemsize
         acc_planes = min(patch[0], self.region[0])
@@ -430,7 +341,7 @@ class Plan:
     def _records(self) -> int:
         """Bytes to tell, and remember, what is written: of a layer, a region, and all regions."""
         face, *rest = (
-            -(-n // u) for n, u in zip(_largest_pieces(self.axes), self.unit, strict=True)
+            -(-n // u) for n, u in zip(largest_pieces(self.axes), self.unit, strict=True)
         )
         layer = math.prod(rest)
         all_regions = -(-self.n_regions // self.running)  # once for all workers
@@ -467,48 +378,71 @@ class Plan:
         return self.explain(short=True)
 
     def _repr_html_(self) -> str:
-        return table_of_text("Plan", self.explain(), NAME_WIDTH)
+        return tables.html("Plan", self._rows())
 
     def explain(self, *, short: bool = False) -> str:
         """The plan for people; `short` leaves out the memory terms."""
+        return tables.text(self._rows(short=short))
+
+    def _rows(self, *, short: bool = False) -> Iterator[tuple[str, str]]:
         grid, blending = self.blending.grid, self.blending
         known = "" if blending.complete else " (dtype assumed)"
         disk = "" if self.free_disk is None else f", {show_bytes(self.free_disk)} free on disk"
         halo = tuple(p - s for p, s in zip(grid.patch, grid.stride, strict=True))
-        lines = [
-            f"source    {self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
-            f"{self.source.dtype}, chunks {self.source.chunks}",
-            *(f"          {printable(remark)}" for remark in self.source.remarks),
-            f"output    {self.target or 'not named'}",
-            f"          {times(self.out_shape)} {blending.out_dtype}{known}, "
-            f"{show_bytes(self.bytes_written)}{disk}",
-            f"          chunks {self.chunks}, shards {self.shards or 'none'}",
-            f"patches   {grid.patch}, stride {grid.stride}, window {_windows(blending)}, "
-            f"edge {'/'.join(dict.fromkeys(grid.edge))}",
-            *([] if self.mask is None else [f"mask      {self.mask}"]),
-            f"          {self.patches_owned:,} needed, {self.patches_computed:,} computed: "
+        source = (
+            f"{self.source.name}: {_sizes(self.source.dims, self.source.shape)} "
+            f"{self.source.dtype}, chunks {self.source.chunks}"
+        )
+        yield "source", "\n".join([source, *map(printable, self.source.remarks)])
+        yield (
+            "output",
+            f"{self.target or 'not named'}\n"
+            f"{times(self.out_shape)} {blending.out_dtype}{known}, "
+            f"{show_bytes(self.bytes_written)}{disk}\n"
+            f"chunks {self.chunks}, shards {self.shards or 'none'}",
+        )
+        if self.mask is not None:
+            yield "mask", self.mask
+        yield (
+            "patches",
+            f"{grid.patch}, stride {grid.stride}, window {_windows(blending)}, "
+            f"edge {'/'.join(dict.fromkeys(grid.edge))}\n"
+            f"{self.patches_owned:,} needed, {self.patches_computed:,} computed: "
             f"redundancy {self.redundancy:.2f}; {self.calls_per_voxel:.1f} calls per voxel",
-            f"regions   {self.n_regions:,} of {times(self.region)}, halo {times(halo)}; "
+        )
+        yield (
+            "regions",
+            f"{self.n_regions:,} of {times(self.region)}, halo {times(halo)}; "
             f"{self.running} of {self.workers} {self.backend}",
-            f"traffic   reads {show_bytes(self.bytes_read)} (x{self.read_amplification:.2f}), "
+        )
+        if self.part is not None:
+            yield "part", part_text(self.part, self.n_regions)
+        yield (
+            "traffic",
+            f"reads {show_bytes(self.bytes_read)} (x{self.read_amplification:.2f}), "
             f"writes {show_bytes(self.bytes_written)} before compression",
-            f"memory    {show_bytes(self.peak)} at the peak, under the limit of "
-            f"{show_bytes(self.memory_limit)}:",
-            f"          {self.running} x {show_bytes(self.peak_per_worker)} "
-            f"+ {show_bytes(self.interpreters)} interpreters",
-        ]
+        )
+        yield "memory", "\n".join(self._memory_lines(short=short))
+        if self.incomparable:
+            yield (
+                "resume",
+                f"not after a kill: {some(self.incomparable)} cannot be compared;\n"
+                "func_version=TEXT, which replaces the comparison, would help",
+            )
+
+    def _memory_lines(self, *, short: bool) -> Iterator[str]:
+        yield (
+            f"{show_bytes(self.peak)} at the peak, under the limit of "
+            f"{show_bytes(self.memory_limit)}:"
+        )
+        workers = f"{self.running} x {show_bytes(self.peak_per_worker)}"
+        yield f"{workers} + {show_bytes(self.interpreters)} interpreters"
         if self.held:
-            lines.append(f"          and {show_bytes(self.held)} that this process held before")
+            yield f"and {show_bytes(self.held)} that this process held before"
         if not short:
             for term, number in sorted(self.memory.items(), key=lambda item: -item[1]):
                 note = " (assumed)" if term == "function" and self.func_memory is None else ""
-                lines.append(f"          {show_bytes(number):>10}  {term}{note}")
-        if self.incomparable:
-            lines += [
-                f"resume    not after a kill: {some(self.incomparable)} cannot be compared;",
-                "          func_version=TEXT, which replaces the comparison, would help",
-            ]
-        return "\n".join(lines)
+                yield f"{show_bytes(number):>10}  {term}{note}"
 
     def to_json(self) -> dict[str, Any]:
         """The figures of the plan, for programs."""
@@ -538,26 +472,6 @@ class Plan:
         }
 
 
-def _aligned(start: int, stop: int, chunk: int, size: int) -> int:
-    """Voxels of the chunks that [start, stop) lies in."""
-    stop = min(stop, size)
-    return max(0, min(size, -(-stop // chunk) * chunk) - start // chunk * chunk)
-
-
-def _patches_needed(axis: AxisGrid, own: bool, start: int, stop: int) -> int:
-    return len(needed(axis, own, start, stop))
-
-
-def _decoded(axis: AxisGrid, own: bool, chunk: int, start: int, stop: int) -> int:
-    """Voxels of the stored chunks that are read for a piece."""
-    first, last = _reach(axis, own, start, stop)
-    return _aligned(first, last, chunk, axis.size) if first < last else 0
-
-
-def _largest_pieces(pieces: Sequence[AxisPieces]) -> list[int]:
-    return [min(p.edge, p.stop - p.start) for p in pieces]
-
-
 def _sizes(dims: Sequence[str], shape: Sequence[int]) -> str:
     return " ".join(f"{d}={n}" for d, n in zip(dims, shape, strict=True))
 
@@ -570,6 +484,23 @@ def some(places: Sequence[str], most: int = 3) -> str:
     """
     more = f" and {len(places) - most} more" if len(places) > most else ""
     return f"{', '.join(places[:most])}{more}"
+
+
+def part_text(part: tuple[int, int], n_regions: int) -> str:
+    """What falls to a part, and what is to be done where that is nothing.
+
+    >>> part_text((1, 2), 5)
+    '1/2: 2 of 5 regions'
+    """
+    i, n = part
+    own = len(range(i, n_regions, n))
+    text = f"{i}/{n}: {own or 'none'} of {n_regions:,} regions"
+    if n > n_regions:
+        text += (
+            f"\nthere are more parts than regions: {n - n_regions:,} have nothing to do; fewer "
+            f"parts are as fast, and a smaller region=(...) makes more regions"
+        )
+    return text
 
 
 def times(shape: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -420,7 +420,7 @@ def compute(
     joined: Joined,
     pool: Pool,
     site: Site,
-    numbers: Iterable[int],
+    numbers: Sequence[int],
     *,
     whole: bool = True,
     publish: bool = True,
@@ -437,7 +437,7 @@ def compute(
     """
     settled, ledger = joined.settled, joined.ledger
     plan, file = settled.plan, ledger.file
-    request.announce(plan)
+    request.announce(replace(plan, part=request.part))
     distrusted = {*bad, *joined.stale}
     state = ledger.state(distrusted) if distrusted else joined.state
     shared = Shared(plan, ledger.spec, site, wanted or {})
@@ -445,8 +445,7 @@ def compute(
     if joined.replaced:
         looks = dict(zip(watched(request.source, request.how), settled.looks, strict=True))
         run.log.write("input", -1, files=[[n, looks[n]] for n in joined.replaced])
-    left = 1 - run.before / max(1, file.n_regions)
-    run.bar = Progress(round(plan.patches_computed * left), request.progress)
+    run.bar = Progress(round(plan.patches_computed * run.share), request.progress)
     if run.before:
         run.bar.say(f"going on: {run.before:,} of {file.n_regions:,} regions are done")
     run.compute(pool)
@@ -483,7 +482,6 @@ def _report(request: Request, joined: Joined, run: Run | None, *, complete: bool
         predicted_bytes=plan.peak,
         peak_bytes=max(0, machine.peak_bytes() - plan.held),
         held_bytes=plan.held,
-        raw_bytes=plan.bytes_written,
         source_itemsize=request.source.dtype.itemsize,
         complete=complete,
         regions_before=joined.ledger.file.n_regions,
@@ -495,7 +493,10 @@ def _report(request: Request, joined: Joined, run: Run | None, *, complete: bool
     return replace(
         report,
         stats=run.stats,
+        voxels=run.voxels,
+        raw_bytes=run.voxels * np.dtype(spec.dtype).itemsize,
         encoded_bytes=run.encoded_bytes,
+        regions_done=run.regions_done,
         peak_bytes=max(0, run.peak_bytes - plan.held),
         regions_before=run.before,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,7 @@ from volpatch.running.pool import Done, Event, Failed, Pool, Ticked, WorkerDiedE
 from volpatch.running.worker import Outcome, Shared, Task, units_of
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.output import Output
-from volpatch.storage.records import Recorder, State
+from volpatch.storage.records import DONE, Recorder, State
 
 # of the same region, or of a chunk of the input: others may well be computed all the same
 SURVIVED = (FunctionError, SourceError, WorkerDiedError)
@@ -54,12 +54,14 @@ class Run:
     shared: Shared
     ledger: Ledger
     state: State
-    numbers: Iterable[int]
+    numbers: Sequence[int]
     retries: int = 0
     fail_fast: bool = False
     bar: Progress = field(default_factory=lambda: Progress(0, "none"))
     stats: Stats = field(default_factory=Stats)
     encoded_bytes: int = 0
+    voxels: int = 0
+    regions_done: int = 0
     failures: dict[int, VolpatchError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,13 @@ class Run:
         self._again: deque[Task] = deque()
         self._new = self._pending()
         self._deaths = 0
+
+    @property
+    def share(self) -> float:
+        """The part of all regions that is left for this run."""
+        n, status = self.numbers, self.state.status
+        asked = status[n.start : n.stop : n.step] if isinstance(n, range) else status[list(n)]
+        return np.count_nonzero(asked < DONE) / max(1, len(status))
 
     def _pending(self) -> Iterator[Task]:
         for number in self.numbers:
@@ -108,6 +117,8 @@ class Run:
         self.failures.pop(task.region, None)
         self.stats += outcome.stats
         self.encoded_bytes += outcome.encoded_bytes
+        self.voxels += task.box.size * (self.shared.plan.blending.out_channels or 1)
+        self.regions_done += 1
         self.peaks[outcome.process] = max(outcome.peak_bytes, self.peaks.get(outcome.process, 0))
 
     def _failed(self, task: Task, error: BaseException) -> None:

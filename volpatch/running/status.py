@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.core import resources as machine
+from volpatch.core import tables
 from volpatch.core.errors import IncompleteError, RunError
-from volpatch.core.html import table_of_text
 from volpatch.core.parse import show_numbers
-from volpatch.planning.plan import NAME_WIDTH
 from volpatch.report.progress import show_seconds
 from volpatch.running.inflight import in_flight
 from volpatch.storage.files import open_file
@@ -102,31 +102,30 @@ class Status:
         }
 
     def _repr_html_(self) -> str:
-        return table_of_text("Status", repr(self), NAME_WIDTH)
+        return tables.html("Status", self._rows())
 
     def __repr__(self) -> str:
+        return tables.text(self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         counts = ", ".join(f"{n:,} {name}" for name, n in self.counts.items() if n)
-        lines = [
-            f"target    {self.target}: {'finished' if self.finished else 'being built'}",
-            f"regions   {counts} of {self.regions:,}: {self.fraction:.1%}",
-            f"patches   {self.patches:,} computed, {self.clipped:,} values clipped",
-        ]
+        yield "target", f"{self.target}: {'finished' if self.finished else 'being built'}"
+        yield "regions", f"{counts} of {self.regions:,}: {self.fraction:.1%}"
+        yield "patches", f"{self.patches:,} computed, {self.clipped:,} values clipped"
         if self.patches_per_second is not None:
             left = "" if self.seconds_left is None else f", {show_seconds(self.seconds_left)} left"
-            lines.append(f"speed     {self.patches_per_second:,.0f} patches/s{left}")
+            yield "speed", f"{self.patches_per_second:,.0f} patches/s{left}"
         if self.left:
-            lines.append(f"left      regions {show_numbers(self.left, LISTED)}")
-        lines += [
-            f"failed    region {event['region']}: {' '.join(event['error'].split())}"
-            for event in self.failures[:LISTED]
-        ]
+            yield "left", f"regions {show_numbers(self.left, LISTED)}"
+        for event in self.failures[:LISTED]:
+            yield "failed", f"region {event['region']}: {' '.join(event['error'].split())}"
         for note in self.in_flight[:LISTED]:
             box = " x ".join(f"{a}:{b}" for a, b in zip(note["start"], note["stop"], strict=True))
-            lines.append(
-                f"in call   region {note['region']}, patch {tuple(note['patch'])} at {box}: "
-                f"running, or died there"
+            yield (
+                "in call",
+                f"region {note['region']}, patch {tuple(note['patch'])} at {box}: "
+                f"running, or died there",
             )
-        return "\n".join(lines)
 
 
 def status(target: str | os.PathLike[str]) -> Status:
@@ -210,17 +209,21 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "ok": self.ok}
 
+    def _repr_html_(self) -> str:
+        return tables.html("Verification", self._rows())
+
     def __repr__(self) -> str:
+        return tables.text(self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         how = "decoded, size and SHA-256 compared" if self.deep else "size and SHA-256 compared"
-        lines = [
-            f"target    {self.target}: {'finished' if self.finished else 'being built'}",
-            f"looked at {self.objects:,} objects, {self.bytes:,} bytes: {how}",
-            f"bad       {len(self.bad):,}" if self.bad else "bad       none: all is as written",
-        ]
-        lines += [f"          {key}: {why}" for key, why in list(self.bad.items())[:LISTED]]
+        yield "target", f"{self.target}: {'finished' if self.finished else 'being built'}"
+        yield "looked at", f"{self.objects:,} objects, {self.bytes:,} bytes: {how}"
+        lines = [f"{len(self.bad):,}" if self.bad else "none: all is as written"]
+        lines += [f"{key}: {why}" for key, why in list(self.bad.items())[:LISTED]]
         if len(self.bad) > LISTED:
-            lines.append(f"          and {len(self.bad) - LISTED} more (--format json lists them)")
-        return "\n".join(lines)
+            lines.append(f"and {len(self.bad) - LISTED} more (--format json lists them)")
+        yield "bad", "\n".join(lines)
 
 
 def verify(target: str | os.PathLike[str], *, deep: bool = False) -> Verification:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import volpatch
 from tests.test_blending import problems
 from volpatch import PatchGrid, to_zarr
-from volpatch.core.html import table
+from volpatch.core.tables import html as table
 
 ALLOWED = {"table", "caption", "tbody", "tr", "th", "td", "br"}
 
