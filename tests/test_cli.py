@@ -469,7 +469,7 @@ REFUSED: dict[str, tuple[Any, list[object], list[str]]] = {
         run(apply="functions.py:labels"),
         ["uint16", "--window crop", "--dtype uint16"],
     ),
-    "target exists": (output, run(overwrite=None), ["exists", "--overwrite"]),
+    "target exists": (output, run(overwrite=None), ["exists", "move or delete it yourself"]),
     "target of others": (
         output,
         [*run(), "--overwrite"],
@@ -581,7 +581,7 @@ def test_a_corrupt_chunk_is_named(ask, folder, volume, position):
     ("error", "line"),
     [
         (RunError("the disk is full"), "volpatch: the disk is full\n"),
-        (OSError(28, "No space left on device"), "volpatch: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device"), "volpatch: No space left on device\n"),
         (MemoryError("9 GB"), "volpatch: out of memory: 9 GB; a lower --memory-limit may help\n"),
     ],
 )

@@ -434,13 +434,37 @@ def foreign_work(here):
 IN_THE_WAY = {
     complete: ("exists, and was made by another job: .*; pass --overwrite", None),
     unfinished: ("holds a run of another plan: function.target was", None),
-    foreign_zarr: ("exists; pass --overwrite", "has no 'volpatch' attribute"),
-    folder: ("exists; pass --overwrite", "has no 'volpatch' attribute"),
-    file: ("exists; pass --overwrite", "it is a file"),
-    link: ("exists; pass --overwrite", "is a link to '.*/elsewhere'; to overwrite, name the"),
-    dangling: ("exists; pass --overwrite", "is a link to '.*/nowhere'; to overwrite, name the"),
+    foreign_zarr: ("has no 'volpatch' attribute",) * 2,
+    folder: ("has no 'volpatch' attribute",) * 2,
+    file: ("it is a file",) * 2,
+    link: ("is a link to '.*/elsewhere', and links are not replaced",) * 2,
+    dangling: ("is a link to '.*/nowhere', and links are not replaced",) * 2,
     foreign_work: ("volpatch did not make it", "volpatch did not make it"),
 }
+
+
+def test_what_belongs_to_another_user_is_told_so(here, ask, monkeypatch):
+    """Nothing is denied to root, so the answers of the system are made up."""
+    store(here / "in.zarr", volume_with({}), 8)
+    run(SHADE, here / "in.zarr", here / "out.zarr", part="0/2")
+    call = words(here / "in.zarr", here / "out.zarr", "shade")
+    before = tree(here)
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for patch, says in (
+        (("os.access", lambda *args: False), "you may not write there (permission denied)"),
+        (("volpatch.storage.plan_file.open_file", denied), "plan.json' cannot be read (permission"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(*patch)
+            code, out, err = ask(*call)
+        assert (code, out) == (3, "")
+        assert says in err
+        assert "another" in err
+        assert "--overwrite" not in err
+        assert tree(here) == before
 
 
 @pytest.mark.parametrize("make", IN_THE_WAY, ids=lambda make: make.__name__)

@@ -297,7 +297,7 @@ def test_a_files_folder_comes_last_on_the_path(user_file):
 
 
 def test_parameters_are_json_and_bare_words_are_text():
-    words = ["a=1.5", 'b="x y"', "c=nearest", "d=[1,2]", "e=true", "f=null", 'g={"h":1}', "i=a-b"]
+    words = ["a=1.5", 'b="x y"', "c=nearest", "d=[1,2]", "e=true", "f=null", 'g={"h":1}', "i=2a.pt"]
     assert parse_params(words) == {
         "a": 1.5,
         "b": "x y",
@@ -306,7 +306,7 @@ def test_parameters_are_json_and_bare_words_are_text():
         "e": True,
         "f": None,
         "g": {"h": 1},
-        "i": "a-b",
+        "i": "2a.pt",
     }
     assert parse_params(['text="a=b"']) == {"text": "a=b"}
     assert parse_params([]) == {}
@@ -320,16 +320,16 @@ def test_parameters_are_json_and_bare_words_are_text():
         (["a-b=1"], "no name for a parameter"),
         (["__class__=1"], "no name for a parameter"),
         (["a=1", "a=2"], "'a' is given twice"),
-        (["a="], "is no JSON value"),
-        (["a=1,2"], "is no JSON value"),
-        (["a=/data/x"], "text in quotes: 'a=\"…\"'"),
+        (["a="], "looks like a JSON value and is none"),
+        (["a=1,2"], "looks like a JSON value and is none"),
+        (["a=[1,2"], "text in quotes: 'a=\"…\"'"),
         (["a=True"], "write true"),
         (["a=None"], "write null"),
         (["a=NaN"], "write a finite number"),
         (["a=1e999"], "must be a JSON value: a finite number"),
         (["a=[NaN]"], "must be a JSON value: a finite number"),
         (['a={"b":1,"b":2}'], "names a key twice"),
-        (["a=" + "[" * 100_000], "is no JSON value"),
+        (["a=" + "[" * 100_000], "looks like a JSON value"),
     ],
 )
 def test_bad_parameters_say_what_to_write(words, expected):

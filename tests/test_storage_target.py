@@ -639,7 +639,7 @@ def test_a_target_that_appeared_meanwhile_is_kept(tmp_path):
     spec = make_spec()
     tree = build(tmp_path / "out.zarr", spec, volume(spec))
     (tmp_path / "out.zarr").mkdir()
-    with pytest.raises(TargetError, match=r"exists; pass overwrite=True"):
+    with pytest.raises(TargetError, match=r"exists and was not made by volpatch alone"):
         finish(tree, spec)
     assert os.listdir(tmp_path / "out.zarr") == []
     assert list(tree.missing(spec)) == []
@@ -822,14 +822,21 @@ def test_what_volpatch_did_not_make_is_never_overwritten(tmp_path, make, says):
         assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("make", HOSTILE_TARGETS)
-def test_what_exists_is_refused_without_overwrite(tmp_path, make):
+@pytest.mark.parametrize(("make", "says"), HOSTILE_TARGETS.items())
+def test_what_is_not_ours_is_refused_and_not_advised_to_be_overwritten(tmp_path, make, says):
     make(tmp_path)
     before = snapshot(tmp_path)
-    with pytest.raises(TargetError, match=r"exists; pass overwrite=True") as error:
+    with pytest.raises(TargetError, match=says) as error:
         check_target(tmp_path / "out.zarr", overwrite=False, source_path=None)
     assert "choose another name" in message(error)
+    assert "overwrite=" not in str(error.value)
     assert snapshot(tmp_path) == before
+
+
+def test_an_output_of_ours_is_kept_without_overwrite(tmp_path):
+    publish(tmp_path / "out.zarr")
+    with pytest.raises(TargetError, match=r"exists; pass overwrite=True to replace it"):
+        check_target(tmp_path / "out.zarr", overwrite=False, source_path=None)
 
 
 def test_what_is_put_into_ours_during_the_run_is_kept(tmp_path):

@@ -107,8 +107,10 @@ def execute(args: Sequence[str]) -> int:
     except MemoryError as error:
         _tell(f"out of memory: {error or 'no more could be had'}; a lower --memory-limit may help")
         return FAILED
+    except BrokenPipeError:  # help and guides, whose reader has left
+        return 0
     except OSError as error:
-        _tell(str(error))
+        _tell(error.strerror or str(error))
         return FAILED
 
 
@@ -267,7 +269,19 @@ def _result_stream() -> Iterator[_Result]:
         os.dup2(result.number, 1)
         os.close(result.number)
     if result.problem is not None and result.problem.errno != EPIPE:
-        raise RunError(f"all is done, but the report could not be told on stdout: {result.problem}")
+        raise RunError(
+            f"all is done, but the report could not be written to stdout: {result.problem.strerror}"
+        )
+
+
+def _answer(text: str) -> None:
+    """Print what a command was asked for; whoever reads it may have left."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise RunError(f"the answer could not be written to stdout: {error.strerror}") from error
 
 
 # -- commands ------------------------------------------------------------------------------
@@ -323,12 +337,12 @@ def info(path: str, as_line: bool, form: str, **words: Any) -> None:
     from volpatch.storage.open import open_source
 
     if as_line:
-        click.echo(command_of(path))
+        _answer(command_of(path))
         return
 
     source = open_source(path, **_given(words))
     facts = facts_of(source)
-    click.echo(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
+    _answer(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 
 
 @cli.command(
@@ -515,9 +529,9 @@ def status(target: str, form: str) -> None:
 
     found = states.status(target)
     if form == "ids":
-        click.echo(found.ids)
+        _answer(found.ids)
     else:
-        click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+        _answer(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
 
 
 @cli.command(
@@ -535,7 +549,7 @@ def verify(target: str, deep: bool, form: str) -> int:
     from volpatch.running import status as states
 
     found = states.verify(target, deep=deep)
-    click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+    _answer(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
     return 0 if found.ok else IncompleteError.exit_code
 
 
@@ -572,7 +586,7 @@ def commit(target: str) -> None:
     from volpatch.running import status as states
 
     path, already = states.committed(target)
-    click.echo(f"complete {'already ' if already else ''}{path}")
+    _answer(f"complete {'already ' if already else ''}{path}")
 
 
 @cli.command(epilog="\b\nExample:\n  volpatch clean out.ome.zarr")
@@ -585,4 +599,4 @@ def clean(target: str) -> None:
     from volpatch.running import status as states
 
     removed = states.clean(target)
-    click.echo(f"removed {target}.volpatch" if removed else "nothing was left to remove")
+    _answer(f"removed {target}.volpatch" if removed else "nothing was left to remove")

@@ -200,12 +200,12 @@ def operation_dtype(function: Func | None, source: Any) -> Any:
 
 
 def parse_params(words: Sequence[str]) -> dict[str, object]:
-    """Read `NAME=VALUE` words; a value is JSON, and a bare word is text.
+    """Read `NAME=VALUE` words; a value is JSON, and what does not look like it is text.
 
     Parameters
     ----------
     words : sequence of str
-        For instance `sigma=1.5`, `sigma=[0.5,2,2]`, `mode=nearest`.
+        For instance `sigma=1.5`, `sigma=[0.5,2,2]`, `mode=nearest`, `weights=model.pt`.
 
     Returns
     -------
@@ -235,12 +235,16 @@ def _json_value(name: str, text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        if re.fullmatch(r"[A-Za-z_][\w-]*", text, re.ASCII):
+        if text and not _LIKE_JSON.match(text):
             return text
         raise SettingError(
-            f"parameter {name}={text} is no JSON value ({error}); write a number, a list such as "
-            f"[1,2,2], true, false, null, a single word, or text in quotes: '{name}=\"…\"'"
+            f"parameter {name}={text} looks like a JSON value and is none ({error}); write a "
+            f"number, a list such as [1,2,2], true, false, null, or text in quotes: '{name}=\"…\"'"
         ) from None
+
+
+# what begins like a list, an object or a text, or has nothing in it but digits and signs
+_LIKE_JSON = re.compile(r"""\s*([\[{"']|[-+\d.,eE_\s]+$)""")
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -100,6 +100,11 @@ class PlanFile:
                 values = json.loads(file.read(_MAX_PLAN_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:
+            raise TargetError(
+                f"the plan {str(path)!r} cannot be read (permission denied): it may be another "
+                f"user's. Choose another output name, or let its owner change the permissions"
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise TargetError(
                 f"the plan {str(path)!r} cannot be read ({error}); {_START_OVER}"

@@ -160,6 +160,11 @@ def _open_record(path: Path) -> BinaryIO:
         return open_file(path)
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise TargetError(
+            f"the record {str(path)!r} cannot be read (permission denied): it may be another "
+            f"user's, who has to change the permissions"
+        ) from error
     except OSError as error:
         raise TargetError(
             f"the record {str(path)!r} cannot be read ({error.strerror or error}); {_MOVE_AWAY}"

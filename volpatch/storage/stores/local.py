@@ -348,21 +348,21 @@ def _is_same(one: Path, other: Path) -> bool:
 
 def check_replaceable(target: Path, *, overwrite: bool) -> None:
     """Refuse to replace what exists, unless told to and every part of it was made here."""
-    if not overwrite:
-        raise TargetError(
-            f"the output {str(target)!r} exists; pass overwrite=True to replace it "
-            "when the new one is complete, or choose another name"
-        )
     if target.is_symlink():
         raise TargetError(
-            f"the output {str(target)!r} is a link to {os.readlink(target)!r}; "
-            "to overwrite, name the folder itself"
+            f"the output {str(target)!r} is a link to {os.readlink(target)!r}, and links are not "
+            f"replaced; name the folder itself, or choose another name"
         )
     strange = _strange_entry(target)
     if strange is not None:
         raise TargetError(
-            f"the output {str(target)!r} was not made by volpatch alone ({strange}), "
+            f"the output {str(target)!r} exists and was not made by volpatch alone ({strange}), "
             "so it is not overwritten; move or delete it yourself, or choose another name"
+        )
+    if not overwrite:
+        raise TargetError(
+            f"the output {str(target)!r} exists; pass overwrite=True to replace it "
+            "when the new one is complete, or choose another name"
         )
 
 
@@ -391,6 +391,12 @@ def check_work_folder(folder: Path) -> None:
     """Refuse a work folder that is not ours, or in which somebody keeps something."""
     if folder.is_symlink() or not folder.is_dir():
         reason = "it is not a folder"
+    elif not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise TargetError(
+            f"{str(folder)!r} is needed to build the output, and you may not write there "
+            f"(permission denied): another user may be building the same output. Choose another "
+            f"output name, or let its owner change the permissions"
+        )
     else:
         entries = set(os.listdir(folder))
         strange = sorted(entries - {*KNOWN, MARKER})
@@ -440,9 +446,17 @@ def disk_errors(path: Path, outcome: str = "nothing was published") -> Iterator[
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space" if full else "remove the cause"
+        advice = _ADVICE.get(error.errno or 0, "remove the cause")
         raise RunError(
             f"cannot write {str(path)!r}: {error.strerror or error}; {outcome}. "
             f"To go on, {advice} and run again"
         ) from error
+
+
+_FOREIGN = "let its owner change the permissions (it may be another user's), or choose another name"
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: _FOREIGN,
+    errno.EPERM: _FOREIGN,
+}
