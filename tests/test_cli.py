@@ -21,6 +21,7 @@ from scipy import ndimage
 
 import volpatch
 from volpatch.cli import main as cli
+from volpatch.cli import streams
 from volpatch.core.errors import RunError
 from volpatch.core.grid import EDGES, PAD_MODES
 from volpatch.core.options import BACKENDS, PROGRESS, BlendOptions, JobOptions
@@ -553,7 +554,7 @@ def test_a_function_that_fails_midway_is_shown_with_patch_box_and_cause(ask, fol
     assert "it is dark in here" in line
     assert frames[0].startswith("Traceback")
     assert "fail_deep" in err
-    assert f'File "{cli._OURS}' not in err
+    assert f'File "{streams.OURS}' not in err
     assert "wrote" not in out
     assert not (folder / "out.zarr").exists()
     args = ("--patch", 12, "--apply", "identity", "--overwrite")

@@ -175,7 +175,7 @@ def test_names_that_are_no_text_are_taken_by_all_commands(folder):
     code = (
         "import json, sys\n"
         "from volpatch.cli import main as cli\n"
-        "cli._open_streams()\n"
+        "cli.open_streams()\n"
         "for call in json.loads(sys.stdin.read()):\n"
         "    print(call[0], cli.execute(call))\n"
     )

@@ -910,3 +910,19 @@ def test_a_lazy_volume_computes_in_processes(kinds):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         np.testing.assert_array_equal(volume.compute(scheduler="processes", pool=pool), data)
+
+
+def test_chunks_that_are_not_stored_are_counted(tmp_path, monkeypatch):
+    array = zarr.create_array(
+        tmp_path / "in.zarr", shape=(20, 20, 20), chunks=(5, 5, 5), dtype="uint8", fill_value=3
+    )
+    array[:5] = np.ones((5, 20, 20), np.uint8)
+    says = "48 of 64 chunks are not stored, and read as the fill value; missing='error' refuses"
+    assert says in str(volpatch.plan(tmp_path / "in.zarr", patch=8))
+    report = volpatch.run("identity", tmp_path / "in.zarr", tmp_path / "out.zarr", patch=8)
+    assert f"\nremark    {says}" in str(report)
+    assert "not stored" not in str(volpatch.plan(tmp_path / "out.zarr", patch=8))
+    monkeypatch.setattr("volpatch.planning.inputs.MOST_COUNTED", 63)
+    monkeypatch.setattr("volpatch.planning.inputs.MOST_OBJECTS", 32)
+    about = "75% of 64 chunks are not stored, as far as 32 that were looked at tell"
+    assert about in str(volpatch.plan(tmp_path / "in.zarr", patch=8))

@@ -420,9 +420,14 @@ def coverage(grid: PatchGrid, *, chunks: Any = "auto") -> Any:
 
     check_grid(grid)
     check_lazy(grid.shape, [one.name for one in grid.axes], "or take the grid of a part")
-    sizes = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
-        chunks, grid.shape, dtype=np.int64
-    )
+    try:
+        sizes = da.core.normalize_chunks(  # type: ignore[no-untyped-call]
+            chunks, grid.shape, dtype=np.int64
+        )
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"chunks={chunks!r} are none of dask's ({error}); give voxels, 'auto' or '64 MiB'"
+        ) from None
     counts = []
     for number, (axis, own) in enumerate(zip(grid.axes, sizes, strict=True)):
         voxels = da.arange(axis.size, chunks=(own,), dtype=np.int64)

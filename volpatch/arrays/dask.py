@@ -299,6 +299,11 @@ def merge_blocks(patches: Any, blending: BlendSpec) -> Any:
     grid = blending.grid
     n = grid.ndim
     lead = patches.ndim - 2 * n
+    if 0 in grid.lattice:
+        import dask.array as da
+
+        shape, dtype = (*patches.shape[:lead], *grid.shape), blending.out_dtype
+        return da.full(shape, blending.filling, dtype=dtype)  # type: ignore[no-untyped-call]
     patches = checked(patches).rechunk({lead + n + i: -1 for i in range(n)})
     # a patch reaches over this many patch starts after its own
     depth = [-(-a.patch // a.stride) for a in grid.axes]

@@ -62,6 +62,10 @@ class Merger:
         wanted = None if dtype is None else check_dtype(dtype, "dtype")
         if out is not None:
             refuse_masked(out, "out")
+            if not hasattr(out, "dtype"):
+                raise SettingError(
+                    f"out must be a NumPy array that is filled; got {type(out).__name__}"
+                )
             own = check_dtype(out.dtype, "the dtype of out")
             if wanted not in (None, own):
                 raise SettingError(f"out holds {own}, but dtype={wanted} was asked for")

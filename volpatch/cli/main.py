@@ -13,12 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
-from errno import EPIPE
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -33,14 +30,11 @@ from volpatch.cli.options import (
     as_command,
     options,
 )
+from volpatch.cli.streams import answer, details, open_streams, result_stream, tell_error
 from volpatch.core.declared import table
 from volpatch.core.errors import (
-    FunctionError,
     IncompleteError,
-    RunError,
-    SettingError,
     VolpatchError,
-    traceback_text,
 )
 from volpatch.core.options import Conduct, PlanOptions, RetryOptions, RunOptions, VolumeOptions
 
@@ -54,7 +48,6 @@ FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 PATIENCE_SECONDS = 8.0
 # how long a finished command waits for threads and processes that the user's function left
 LEAVING_SECONDS = 3.0
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
@@ -66,7 +59,7 @@ class Terminated(KeyboardInterrupt):
 def main() -> NoReturn:
     """Run the command that `sys.argv` asks for, and end the process."""
     try:
-        _open_streams()
+        open_streams()
         _watch_signals()
         # worker processes are ended without asking, and what they print must not be lost with them
         os.environ.setdefault("PYTHONUNBUFFERED", "1")
@@ -102,31 +95,24 @@ def execute(args: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except VolpatchError as error:
-        _tell(as_command(str(error)), _details(error))
+        tell_error(as_command(str(error)), details(error))
         return error.exit_code
     except MemoryError as error:
-        _tell(f"out of memory: {error or 'no more could be had'}; a lower --memory-limit may help")
+        tell_error(
+            f"out of memory: {error or 'no more could be had'}; a lower --memory-limit may help"
+        )
         return FAILED
     except BrokenPipeError:  # help and guides, whose reader has left
         return 0
     except OSError as error:
-        _tell(error.strerror or str(error))
+        tell_error(error.strerror or str(error))
         return FAILED
-
-
-def _tell(message: str, details: str = "") -> None:
-    from volpatch.core.parse import printable
-
-    with suppress(OSError):  # nobody listens: the exit code tells
-        click.echo(f"volpatch: {printable(' '.join(message.split()))}", err=True)
-        if details:
-            click.echo(details, err=True)
 
 
 def _end(code: int, message: str) -> NoReturn:
     """End at once: a call that is stuck in a thread must neither delay us nor write any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _tell(message)
+    tell_error(message)
     with suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -156,30 +142,12 @@ def _leave(code: int) -> NoReturn:
     def end_late() -> None:
         time.sleep(LEAVING_SECONDS)
         what = f"{len(left)} threads or processes that the function had left running"
-        _tell(f"ended {what} ({left[0]}{', ...' if left[1:] else ''})")
+        tell_error(f"ended {what} ({left[0]}{', ...' if left[1:] else ''})")
         _end_hard(code)
 
     if left:
         threading.Thread(target=end_late, daemon=True).start()
     sys.exit(code)
-
-
-def _open_streams() -> None:
-    """Open streams that the process was started without, on the null device.
-
-    The next files to be opened would take their numbers, and be written into.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    for name in ("stdin", "stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
-        elif name == "stdout" and isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
 
 
 def _watch_signals() -> None:
@@ -203,85 +171,6 @@ def _watch_signals() -> None:
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     threading.Thread(target=end_late, daemon=True).start()
-
-
-# -- what to say about an error ------------------------------------------------------------
-
-
-def _details(error: VolpatchError) -> str:
-    """The user's own frames where their function failed; a worker's whole traceback if we did."""
-    chained = "\nThe above exception was the direct cause of the following exception:\n"
-    if isinstance(error, IncompleteError) and isinstance(error.__cause__, VolpatchError):
-        return _details(error.__cause__)
-    note = "\n".join(getattr(error, "__notes__", ())).partition("\n")[2].rstrip()
-    if isinstance(error, RunError):
-        deliberate = note.rpartition("\n")[2].startswith("volpatch.core.errors.")
-        return "" if deliberate else note
-    if not isinstance(error, FunctionError | SettingError):
-        return ""
-    if error.__cause__ is not None:
-        return _without_our_frames(traceback_text(error.__cause__))
-    return _without_our_frames(note.rpartition(chained)[0])
-
-
-def _without_our_frames(text: str) -> str:
-    """A traceback's text without the frames of volpatch; empty if there are no others."""
-    kept: list[str] = []
-    keep, found = True, False
-    for line in text.rstrip().splitlines():
-        if line.startswith('  File "'):
-            path = line.split('"')[1]
-            keep = not (path.startswith((_OURS, "<frozen")) or "/importlib/" in path)
-            found = found or keep
-        elif not line.startswith("    "):
-            keep = True
-        if keep:
-            kept.append(line)
-    return "\n".join(kept) if found else ""
-
-
-@dataclass
-class _Result:
-    """The stdout that a command was given: whoever reads it may leave, and the work goes on."""
-
-    number: int
-    problem: OSError | None = None
-
-    def tell(self, text: str) -> None:
-        left = f"{text}\n".encode(errors="backslashreplace")
-        try:
-            while left and self.problem is None:
-                left = left[os.write(self.number, left) :]
-        except OSError as error:
-            self.problem = error
-
-
-@contextmanager
-def _result_stream() -> Iterator[_Result]:
-    """The stdout of this process for our result alone; all other prints go to stderr inside."""
-    sys.stdout.flush()
-    result = _Result(os.dup(1))
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield result
-    finally:
-        os.dup2(result.number, 1)
-        os.close(result.number)
-    if result.problem is not None and result.problem.errno != EPIPE:
-        raise RunError(
-            f"all is done, but the report could not be written to stdout: {result.problem.strerror}"
-        )
-
-
-def _answer(text: str) -> None:
-    """Print what a command was asked for; whoever reads it may have left."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        pass
-    except OSError as error:
-        raise RunError(f"the answer could not be written to stdout: {error.strerror}") from error
 
 
 # -- commands ------------------------------------------------------------------------------
@@ -337,12 +226,12 @@ def info(path: str, as_line: bool, form: str, **words: Any) -> None:
     from volpatch.storage.open import open_source
 
     if as_line:
-        _answer(command_of(path))
+        answer(command_of(path))
         return
 
     source = open_source(path, **_given(words))
     facts = facts_of(source)
-    _answer(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
+    answer(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 
 
 @cli.command(
@@ -365,7 +254,7 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
 
     func, finalize = _functions(words)
     said: PlanOptions = _given(words)
-    with _result_stream() as result:  # a function's file may print while it is imported
+    with result_stream() as result:  # a function's file may print while it is imported
         planned = api.plan(source, target, func=func, finalize=finalize, **said)
         if save is not None:
             job.save(planned, save)
@@ -403,7 +292,7 @@ def run(source: str, target: str | None, **words: Any) -> None:
 
 def _show(as_json: bool, call: Callable[[Callable[[Plan], None]], RunReport]) -> None:
     """Print the plan and then the report of a run."""
-    with _result_stream() as result:
+    with result_stream() as result:
 
         def announce(plan: Plan) -> None:
             if as_json:
@@ -529,9 +418,9 @@ def status(target: str, form: str) -> None:
 
     found = states.status(target)
     if form == "ids":
-        _answer(found.ids)
+        answer(found.ids)
     else:
-        _answer(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+        answer(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
 
 
 @cli.command(
@@ -549,7 +438,7 @@ def verify(target: str, deep: bool, form: str) -> int:
     from volpatch.running import status as states
 
     found = states.verify(target, deep=deep)
-    _answer(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
+    answer(json.dumps(found.to_json(), indent=2) if form == "json" else str(found))
     return 0 if found.ok else IncompleteError.exit_code
 
 
@@ -586,7 +475,7 @@ def commit(target: str) -> None:
     from volpatch.running import status as states
 
     path, already = states.committed(target)
-    _answer(f"complete {'already ' if already else ''}{path}")
+    answer(f"complete {'already ' if already else ''}{path}")
 
 
 @cli.command(epilog="\b\nExample:\n  volpatch clean out.ome.zarr")
@@ -599,4 +488,4 @@ def clean(target: str) -> None:
     from volpatch.running import status as states
 
     removed = states.clean(target)
-    _answer(f"removed {target}.volpatch" if removed else "nothing was left to remove")
+    answer(f"removed {target}.volpatch" if removed else "nothing was left to remove")

@@ -18,6 +18,7 @@ import bisect
 import functools
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
@@ -30,6 +31,8 @@ EDGES = ("shift", "pad", "drop")
 PAD_MODES = ("reflect", "symmetric", "edge", "constant")
 DEFAULT_OVERLAP = "50%"
 AXIS_NAMES = "zyx"
+
+MOST_VOXELS = 2**62  # along one axis: starts and stops are counted in 64 bits
 
 _GRID_FIELDS = ("shape", "patch", "stride", "edge", "offset")
 
@@ -52,9 +55,12 @@ def whole_number(value: object, what: str) -> int:
     if isinstance(value, bool):
         raise GridError(f"{what} must be a whole number of voxels, got {value!r}")
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise GridError(f"{what} must be a whole number of voxels, got {value!r}") from None
+    if abs(number) > MOST_VOXELS:
+        raise GridError(f"{what} is beyond what any volume has along an axis: {number:.3e} voxels")
+    return number
 
 
 def per_axis(value: Any, ndim: int, what: str) -> tuple[Any, ...]:
@@ -79,7 +85,7 @@ def stride_from_overlap(patch: int, overlap: Overlap, axis: str) -> int:
     >>> stride_from_overlap(100, 0.07, "x"), stride_from_overlap(3, "50%", "x")
     (93, 1)
     """
-    if isinstance(overlap, str) and overlap.strip().lstrip("+-").isdigit():
+    if isinstance(overlap, str) and re.fullmatch(r"[+-]?\d+", overlap.strip()):
         overlap = int(overlap)
     if not isinstance(overlap, str | float) or isinstance(overlap, bool):
         voxels = whole_number(overlap, f"overlap on {axis}")
@@ -402,7 +408,7 @@ class PatchGrid(Sequence[Box]):
         edge: str | Sequence[str] = "shift",
         offset: int | Sequence[int] = 0,
     ) -> None:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = tuple(shape) if hasattr(shape, "__iter__") else (shape,)
         n = len(sizes)
         if n == 0:
             raise GridError("a grid needs at least one axis, got shape ()")
@@ -493,6 +499,8 @@ class PatchGrid(Sequence[Box]):
 
     def touching(self, box: Box) -> tuple[range, ...]:
         """Lattice numbers, per axis, of the patches that share a voxel with `box`."""
+        if not isinstance(box, Box) or box.ndim != self.ndim:
+            raise GridError(f"touching takes a Box of {self.ndim} axes, as the grid has; got {box}")
         return tuple(
             a.touching(lo, hi) for a, lo, hi in zip(self.axes, box.start, box.stop, strict=True)
         )
@@ -527,7 +535,16 @@ class PatchGrid(Sequence[Box]):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PatchGrid:
-        return cls(**{name: tuple(value) for name, value in data.items()})
+        """The grid that `to_json` told of.
+
+        Raises
+        ------
+        GridError
+            The data are no grid's.
+        """
+        if not isinstance(data, Mapping) or set(data) != set(_GRID_FIELDS):
+            raise GridError(f"a grid is told by {', '.join(_GRID_FIELDS)}; got {data!r}")
+        return cls(**data)
 
 
 def _positive(value: object, what: str) -> int:

@@ -157,6 +157,9 @@ def _roi_from_text(text: str) -> Any:
     if any(equals for _, equals, _ in named):
         if not all(equals for _, equals, _ in named):
             raise GridError(f"roi {text!r} mixes named and unnamed axes; name all or none")
+        names = [name.strip() for name, _, _ in named]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise GridError(f"roi {text!r} names axis {repeated[0]!r} twice; name each once")
         return {name.strip(): _range_from_text(value.strip()) for name, _, value in named}
     return [_range_from_text(part) for part in parts]
 
@@ -174,6 +177,10 @@ def _bounds(part: Any, name: str, size: int, labels: Sequence[str] | None) -> tu
     """[start, stop) that one part of a roi selects on one axis."""
     if part is None:
         return 0, size
+    if isinstance(part, bool):
+        raise GridError(
+            f"roi={part} on axis {name} is no part of it; write a range such as 0:64, or a number"
+        )
     if isinstance(part, int) and not -size <= part < size and str(part) in (labels or ()):
         part = str(part)
     if isinstance(part, str):

@@ -12,7 +12,7 @@ Rows = Iterable[tuple[str, object]]
 def text(rows: Rows) -> str:
     """Lines with the name first; a value's further lines stand below its first.
 
-    >>> print(text([("patch", "4 < 5"), ("memory", "1 GiB\n2 terms")]))
+    >>> print(text([("patch", "4 < 5"), ("memory", "1 GiB\\n2 terms")]))
     patch     4 < 5
     memory    1 GiB
               2 terms

@@ -21,6 +21,7 @@ from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.core.words import blend_spec, patch_or_default
 from volpatch.functions.named import Func, operation_dtype
 from volpatch.planning.fit import fit
+from volpatch.planning.inputs import absent_files
 from volpatch.planning.masks import patch_filter_of, places_of
 from volpatch.planning.plan import Plan, Volume, held_before
 from volpatch.planning.provenance import attributes
@@ -112,7 +113,7 @@ def make_draft(
         source.chunks,
         source.shards,
         source.series,
-        source.remarks,
+        (*source.remarks, *absent_files(source)),
     )
     draft = Plan(
         source=volume,

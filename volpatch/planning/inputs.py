@@ -18,10 +18,12 @@ from volpatch.core.errors import SourceError
 from volpatch.core.options import check_choice
 from volpatch.planning.pieces import needed
 from volpatch.planning.plan import Plan
+from volpatch.storage.open import missing_of
 from volpatch.storage.plan_file import digest
 from volpatch.storage.volume import Source
 
 MOST_OBJECTS = 1000
+MOST_COUNTED = 100_000  # files of which each is asked for whether it is there
 Looks = list[list[int] | None]  # size and time of change of files; None for one that is absent
 
 
@@ -67,6 +69,26 @@ def watched(source: Source, how: str) -> Iterator[int]:
     count = source.reader.n_files
     step = 1.0 if how == "full" else max(1.0, count / MOST_OBJECTS)
     return (int(i * step) for i in range(math.ceil(count / step)) if int(i * step) < count)
+
+
+def absent_files(source: Source) -> tuple[str, ...]:
+    """A remark where chunks of a volume are not stored, and stand for its fill value."""
+    if missing_of(source) != "fill":
+        return ()
+    count = source.reader.n_files
+    numbers = range(count) if count <= MOST_COUNTED else watched(source, "sample")
+    looked, absent = 0, 0
+    for number in numbers:
+        looked += 1
+        absent += not os.path.exists(source.reader.file(number))
+    if not absent:
+        return ()
+    most = "" if looked == count else f", as far as {looked:,} that were looked at tell"
+    share = f"{absent:,} of {count:,}" if looked == count else f"{absent / looked:.0%} of {count:,}"
+    return (
+        f"{share} chunks are not stored{most}, and read as the fill value; missing='error' "
+        f"refuses them",
+    )
 
 
 def _look(path: str) -> list[int] | None:

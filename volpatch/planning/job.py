@@ -162,6 +162,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def checked(job: Mapping[str, Any], what: str) -> dict[str, Any]:
     """A job with all its fields, or an error that names the one that cannot be as it is."""
+    if not isinstance(job, Mapping):
+        raise SettingError(f"{what} is damaged: it is no mapping, but {job!r}; plan again")
     whole = {**dict.fromkeys(_KEYS), **job}
     for key, kinds in _KEYS.items():
         if not isinstance(whole[key], kinds):

@@ -8,7 +8,7 @@ from typing import Any
 
 from volpatch.compute.blend import PHASES, Stats
 from volpatch.core import tables
-from volpatch.core.parse import show_bytes
+from volpatch.core.parse import printable, show_bytes
 from volpatch.planning.plan import part_text
 from volpatch.report.progress import show_seconds
 
@@ -31,7 +31,7 @@ class RunReport:
     regions_before : regions that were done before this run, by one that was ended or by others.
     part : (i, n) where only every n-th region was asked for.
     already : whether the output was complete before, so that nothing was computed.
-    remarks : what could not be looked at.
+    remarks : what was passed over, is not stored, or could not be looked at.
     """
 
     target: str
@@ -112,8 +112,6 @@ class RunReport:
                 "looked at",
                 "job and sizes of all objects; `volpatch verify` compares their content",
             )
-            for remark in self.remarks:
-                yield "remark", remark
         else:
             size = f"{show_bytes(self.raw_bytes)} in {show_bytes(self.encoded_bytes)}"
             yield "wrote" if self.complete else "building", f"{output}, {size}"
@@ -127,6 +125,8 @@ class RunReport:
                 f"{show_bytes(self.predicted_bytes)} predicted{held}",
             )
             yield "clipped", f"{self.stats.clipped:,} values"
+        for remark in self.remarks:
+            yield "remark", printable(remark)
         if self.part is not None:
             yield "part", part_text(self.part, self.regions)
         yield "complete", self._completion

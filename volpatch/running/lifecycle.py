@@ -499,4 +499,5 @@ def _report(request: Request, joined: Joined, run: Run | None, *, complete: bool
         regions_done=run.regions_done,
         peak_bytes=max(0, run.peak_bytes - plan.held),
         regions_before=run.before,
+        remarks=plan.source.remarks,
     )

@@ -153,7 +153,12 @@ def as_volume(anything: Any, what: str) -> AnyVolume:
             f"map them one by one: dataset.map(lambda v: ...)"
         )
     if kind is Kind.SEQUENCE:
-        anything = np.asarray(anything)
+        try:
+            anything = np.asarray(anything)
+        except ValueError:
+            raise SettingError(
+                f"the lists of {what} have unequal lengths, so they are no array; make rows equal"
+            ) from None
     if not all(hasattr(anything, name) for name in ("shape", "dtype", "__getitem__")):
         raise SettingError(
             f"{what} must be a numpy, dask or xarray array, a zarr.Array, an h5py dataset or a "
@@ -174,6 +179,11 @@ def _stored(kind: Kind, source: Source, origin: Any = None) -> AnyVolume:
 
 
 def _labelled(array: Any, what: str) -> AnyVolume:
+    if odd := [name for name in array.dims if not isinstance(name, str)]:
+        raise SettingError(
+            f"{what} has an axis named {odd[0]!r}, which is no text; rename it: "
+            f"array.rename({{{odd[0]!r}: 'z'}}), say"
+        )
     if is_dask(array.data):
         check_chunks(array.data, what)
     source = source_of(array)
