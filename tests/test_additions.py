@@ -154,8 +154,15 @@ def divide(patch, by=2):
     return patch // by
 
 
+def check_divisor(by=2):
+    if by < 1:
+        raise volpatch.SettingError(f"by must be at least 1, got {by}")
+
+
 def test_an_operation_is_a_function_and_an_entry_in_the_list(tmp_path, volume, monkeypatch, capsys):
-    made = registry.Operation("divide", divide, "source", "a part", {"by": "how small (2)"})
+    made = registry.Operation(
+        "divide", divide, "source", "a part", {"by": "how small (2)"}, check_divisor
+    )
     monkeypatch.setitem(registry.OPERATIONS, "divide", made)
     wanted = volpatch.map_patches(divide, volume, 6, dtype="uint8")
     np.testing.assert_array_equal(volpatch.map_patches("divide", volume, 6), wanted)

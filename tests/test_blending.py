@@ -8,41 +8,19 @@ import dask.array
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 import volpatch
 from tests import oracles
+from tests.helpers_arrays import distinct, identity
+from tests.strategies import WEIGHTED, problems
 from volpatch import ClippedWarning, FunctionError, GridError, PatchGrid, SettingError, map_patches
+from volpatch.core.blending import BlendSpec
+from volpatch.core.window import axis_shares
 
-WEIGHTED = ["constant", "hann", "triangle", "gaussian"]
 UNIT = 2.0**-24
-
-
-def distinct(shape, dtype="float32", seed=0):
-    """Values that tell every voxel from every other, none of them zero."""
-    rng = np.random.default_rng(seed)
-    n = int(np.prod(shape))
-    if np.dtype(dtype).kind == "f":
-        return (rng.permutation(n).reshape(shape) + 1.5).astype(dtype)
-    limits = np.iinfo(dtype)
-    return rng.integers(1, limits.max, shape, dtype=dtype, endpoint=True)
-
-
-def identity(patch):
-    return patch
-
-
-@st.composite
-def problems(draw, max_ndim=3):
-    """A grid that covers everything, and an array that it lies over."""
-    ndim = draw(st.integers(1, max_ndim))
-    shape = [draw(st.integers(1, 14)) for _ in range(ndim)]
-    edge = draw(st.sampled_from(["shift", "pad"]))
-    patch = [draw(st.integers(1, n if edge == "shift" else n + 3)) for n in shape]
-    stride = [draw(st.integers(1, p)) for p in patch]
-    return PatchGrid(tuple(shape), tuple(patch), tuple(stride), edge=edge)
 
 
 @given(problems(), st.sampled_from(WEIGHTED), st.sampled_from(["float32", "float64", "uint16"]))
@@ -169,24 +147,49 @@ def test_patch_numbers_blend_like_brute_force(window):
     np.testing.assert_allclose(got, wanted, rtol=1e-13)
 
 
-@pytest.mark.parametrize(("n", "visits"), [(20, 400), (300, 90_000)])
-def test_hundreds_and_tens_of_thousands_of_patches_on_a_voxel_average_to_one(n, visits):
-    shape = (2 * n - 1, 2 * n - 1) if n < 100 else (303, 303)
-    grid = PatchGrid(shape, n if n < 100 else 280, 1)
-    assert grid.most_visits >= 255
-    got = map_patches(np.ones_like, np.zeros(shape, "float32"), grid.patch, stride=1)
+@pytest.mark.parametrize(
+    ("shape", "patch", "visits"),
+    [((39, 39), 20, 400), ((303, 303), 280, 576), ((5_000,), 4_000, 1_001)],
+)
+def test_as_many_patches_on_a_voxel_as_there_may_be_average_to_one(shape, patch, visits):
+    grid = PatchGrid(shape, patch, 1)
+    assert grid.most_visits == visits
+    got = map_patches(np.ones_like, np.zeros(shape, "float32"), patch, stride=1)
     np.testing.assert_allclose(got, 1, rtol=1e-6)
 
 
-def test_more_than_65535_patches_on_one_voxel_average_to_one():
+def test_shares_of_more_than_65535_patches_on_one_voxel_add_up_to_one():
     grid = PatchGrid((81, 81, 81), 41, 1)
-    assert grid.most_visits > 65_535
-    weight = np.zeros((3, 1))
-    from volpatch.core.window import axis_shares
+    assert grid.most_visits == 41**3 > 65_535
+    totals = [
+        sum(axis_shares(axis, "hann", range(41))[i, 40 - i] for i in range(41))
+        for axis in grid.axes
+    ]
+    assert np.prod(totals) == pytest.approx(1, abs=1e-13)
 
-    for axis, total in zip(grid.axes, weight, strict=True):
-        total[:] = sum(axis_shares(axis, "hann", range(41))[i, 40 - i] for i in range(41))
-    assert np.prod(weight) == pytest.approx(1, abs=1e-13)
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "wanted"),
+    [
+        ((2 * 64 - 1,), "uint16", "float32"),  # 64 visits of values below 2**16: 2**22
+        ((2 * 65 - 1,), "uint16", "float64"),
+        ((2 * 128 - 1,), "int16", "float32"),  # 128 visits of values down to -2**15
+        ((2 * 129 - 1,), "int16", "float64"),
+        ((2 * 128 - 1,) * 2, "uint8", "float32"),  # 16,384 visits of values up to 255
+        ((2 * 129 - 1,) * 2, "uint8", "float64"),
+        ((2 * 64 - 1,), "float32", "float32"),  # whole numbers below 2**16 are kept in floats
+        ((2 * 65 - 1,), "float32", "float64"),
+        ((3,), "float64", "float64"),
+        ((3,), "int32", "float64"),
+        ((1,) * 5, "uint8", "float32"),
+        ((1,) * 6, "uint8", "float64"),
+    ],
+)
+def test_sums_are_float32_as_long_as_whole_numbers_stay_exact(shape, dtype, wanted):
+    grid = PatchGrid(shape, tuple((n + 1) // 2 for n in shape), 1)
+    kind = np.dtype(dtype)
+    found = BlendSpec(grid, ("hann",) * grid.ndim, kind, kind, result_dtype=kind, dtype=kind)
+    assert found.accumulator == wanted
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,7 @@ def test_gaps_and_offsets_are_filled_and_nothing_else(size, patch, stride, offse
     try:
         grid = PatchGrid((size, size), patch, stride, offset=offset, edge=edge)
     except GridError:
-        return
+        reject()
     volume = distinct(grid.shape)
     got = map_patches(
         identity, volume, patch, stride=stride, offset=offset, edge=edge, fill_value=-7.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.test_blending import distinct, identity
+from tests.helpers_arrays import distinct, identity
 from volpatch import (
     ClippedWarning,
     FunctionError,

@@ -37,7 +37,7 @@ from tests.helpers_disk import (
     states,
     write_tree,
 )
-from tests.test_run import distinct, store
+from tests.helpers_stores import distinct, store
 from volpatch import TargetError
 from volpatch.running import repair, status
 from volpatch.storage import output as target

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-from tests.test_imports import FILES, module_name
+from tests.helpers_package import FILES, module_name
 
 MODULES = [name for name in map(module_name, FILES) if not name.endswith("__main__")]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import volpatch
-from tests.test_failures import GRID, SHADE, run, volume_with, words
-from tests.test_run import store
+from tests.helpers_runs import GRID, SHADE, run, volume_with, words
+from tests.helpers_stores import store
 from volpatch import TargetError
 
 VOLUME = volume_with({})

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_blending import WEIGHTED, distinct, identity
+from tests.helpers_arrays import distinct, identity
+from tests.strategies import WEIGHTED
 from volpatch import (
     FunctionError,
     Merger,

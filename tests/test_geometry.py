@@ -12,21 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.strategies import axis_grids
 from volpatch import Box, GridError, PatchGrid
 from volpatch.core.grid import AxisGrid, Listing, axis_name, stride_from_overlap
 
 ERROR = "error"
-
-
-@st.composite
-def axis_grids(draw, gaps=True):
-    """Any axis that can be: all edges, offsets, and strides with and without gaps."""
-    size = draw(st.integers(1, 40))
-    edge = draw(st.sampled_from(["shift", "pad", "drop"]))
-    offset = draw(st.integers(0, size - 1))
-    patch = draw(st.integers(1, size - offset if edge == "shift" else size + 5))
-    stride = draw(st.integers(1, patch + 4 if gaps else patch))
-    return AxisGrid(size, patch, stride, edge, offset)
 
 
 def covering(axis, voxel):

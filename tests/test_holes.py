@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers_arrays import distinct, identity
 from tests.oracles import padded
-from tests.test_blending import WEIGHTED, distinct, identity, problems
+from tests.strategies import WEIGHTED, problems
 from volpatch import FunctionError, Merger, PatchGrid, SettingError, map_patches
 from volpatch.core.window import sample
 

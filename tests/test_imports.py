@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import volpatch
+from tests.helpers_package import FILES, ROOT, module_name
 
-ROOT = Path(volpatch.__file__).parent
 # What each package may import besides itself. A new package fails until somebody places it here.
 MAY = {
     "core": set(),
@@ -34,7 +33,6 @@ SIBLINGS = ("storage.readers", "storage.stores", "running.executors")
 MOST_FLOORS = 9
 HEAVY = {"torch", "matplotlib", "distributed", "nibabel", "h5py", "pydicom", "scipy"}
 ARRAYS = {"numpy", "dask", "zarr", "xarray", "numba"}
-FILES = sorted(ROOT.rglob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,6 @@ class Import:
     name: str
     line: int
     late: bool
-
-
-def module_name(file: Path) -> str:
-    parts = file.relative_to(ROOT.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 KNOWN = {module_name(file) for file in FILES}
@@ -219,6 +212,23 @@ def test_the_order_lets_lower_rooms_through():
     )
     place = "volpatch.functions.named"
     assert out_of_order(place, imports(source, place)) == []
+
+
+def borrowed(source: str) -> list[str]:
+    """Test modules that a file imports: what tests share lies in modules of its own."""
+    names = [item.name for item in imports(source, "tests.here")]
+    return [name for name in names if name.startswith("tests.test_")]
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda f: f.stem)
+def test_no_test_imports_another(file):
+    assert borrowed(file.read_text()) == []
+
+
+def test_an_import_of_a_test_is_seen():
+    assert borrowed("from tests.test_run import store") == ["tests.test_run"]
+    assert borrowed("def f():\n    import tests.test_run") == ["tests.test_run"]
+    assert borrowed("from tests import strategies") == []
 
 
 def test_alternatives_are_told_from_parts_of_one():

@@ -10,12 +10,13 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import volpatch
 from tests import oracles
-from tests.test_blending import distinct, identity, problems
+from tests.helpers_arrays import distinct, identity
+from tests.strategies import chunked, problems
 from volpatch import GridError, Merger, PatchGrid, SettingError, extract, map_patches, merge
 
 dask.config.set(scheduler="synchronous")
@@ -31,18 +32,6 @@ class Counting:
     def __getitem__(self, key):
         self.reads.append(key)
         return self.array[key]
-
-
-@st.composite
-def chunked(draw, shape):
-    """Any chunks: thin, thick, odd."""
-    chunks = []
-    for n in shape:
-        sizes = []
-        while sum(sizes) < n:
-            sizes.append(min(draw(st.integers(1, n)), n - sum(sizes)))
-        chunks.append(tuple(sizes))
-    return tuple(chunks)
 
 
 @given(problems(), st.sampled_from(["hann", "crop", "constant"]), st.data())
@@ -104,7 +93,7 @@ def test_gaps_offsets_and_drop_work_lazily(size, patch, stride, offset, data):
     try:
         grid = PatchGrid((size, size), patch, stride, offset=offset, edge=edge)
     except GridError:
-        return
+        reject()
     volume = distinct(grid.shape)
     lazy = da.from_array(volume, chunks=data.draw(chunked(grid.shape)))
     options = {"stride": stride, "offset": offset, "edge": edge}
@@ -136,6 +125,20 @@ def test_building_reads_nothing_and_a_slice_computes_only_its_patches():
     source.reads.clear()
     merged[:16].compute()
     assert len(source.reads) <= 3
+
+
+@given(problems(), st.sampled_from(["hann", "crop"]), st.data())
+def test_merge_has_the_same_bits_however_the_lattice_is_chunked(grid, window, data):
+    """Down to a chunk for each patch, whose neighbours lie in as many others."""
+    patches = (
+        np.asarray(extract(distinct(grid.shape), grid))
+        + distinct(grid.lattice, seed=1)[(..., *(None for _ in grid.patch))]
+    )
+    single = data.draw(st.booleans())
+    chunks = [(1,) * n if single else data.draw(chunked((n,)))[0] for n in grid.lattice]
+    lazy = da.from_array(patches, chunks=(*chunks, *grid.patch))
+    merged = merge(lazy, grid, window=window).compute()
+    np.testing.assert_array_equal(merged, merge(patches, grid, window=window))
 
 
 def test_each_patch_is_computed_once_between_extract_and_merge():

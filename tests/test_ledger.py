@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import volpatch
 from tests.helpers_functions import MISDEEDS
-from tests.test_failures import GRID, HERE, SHADE, command, shaded, tree, volume_with, words
-from tests.test_run import image, objects, same, store
+from tests.helpers_runs import GRID, HERE, SHADE, command, shaded, tree, volume_with, words
+from tests.helpers_stores import image, objects, same, store
 from volpatch import IncompleteError, MemoryLimitError, SettingError, TargetError
 from volpatch.functions.named import FunctionSpec
 from volpatch.storage.ledger import Ledger

@@ -17,8 +17,8 @@ import pytest
 import volpatch
 from tests import helpers_functions as functions
 from tests.helpers_functions import MISDEEDS
-from tests.test_failures import GRID, SHADE, run, shaded, tree, volume_with, words
-from tests.test_run import image, objects, same, store
+from tests.helpers_runs import GRID, SHADE, run, shaded, tree, volume_with, words
+from tests.helpers_stores import image, objects, same, store
 from volpatch import IncompleteError, SourceError, TargetError
 from volpatch.functions.named import FunctionSpec
 

@@ -14,8 +14,8 @@ import pytest
 import tifffile
 
 import volpatch
-from tests.test_failures import GRID, SHADE, run, shaded, volume_with, words
-from tests.test_run import image, objects, same, store
+from tests.helpers_runs import GRID, SHADE, run, shaded, volume_with, words
+from tests.helpers_stores import image, objects, same, store
 from volpatch import SettingError, SourceError
 
 VOLUME = volume_with({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import dask.array as da
@@ -11,7 +12,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_blending import WEIGHTED, distinct, identity, problems
+from tests.helpers_arrays import distinct, identity
+from tests.strategies import WEIGHTED, problems
 from volpatch import (
     IncompleteError,
     PatchGrid,
@@ -78,6 +80,22 @@ def test_no_voxel_loses_its_cell_whatever_the_factor_was(n):
 def test_no_voxel_loses_its_cell_on_axes_up_to_1100():
     for n in range(64, 1101):
         check_every_factor(n)
+
+
+@given(problems(), st.sampled_from(["uint8", "float32"]))
+def test_a_mask_of_ones_changes_no_choice_of_a_patch(grid, dtype):
+    """Also where two centres are equally near a voxel: every patch has values of its own."""
+    volume = distinct(grid.shape, dtype)
+    options = {"stride": grid.stride, "window": "crop", "edge": grid.edge}
+
+    def numbering():
+        numbers = itertools.count(1)
+        return lambda patch: np.full(patch.shape, next(numbers) % 251, dtype)
+
+    plain = map_patches(numbering(), volume, grid.patch, **options)
+    ones = np.ones(grid.shape, bool)
+    masked = map_patches(numbering(), volume, grid.patch, mask=ones, **options)
+    np.testing.assert_array_equal(masked, plain)
 
 
 @given(st.integers(1, 70), st.data())

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 import volpatch
-from tests.test_run import image, same, store
+from tests.helpers_stores import image, same, store
 from volpatch.storage.codec import TargetSpec
 from volpatch.storage.metadata import metadata_files
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.test_failures import SHADE, run, volume_with, words
-from tests.test_run import store
+from tests.helpers_runs import SHADE, run, volume_with, words
+from tests.helpers_stores import store
 
 VOXELS, REGIONS = 24**3, 27
 

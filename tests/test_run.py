@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from ome_zarr_models import open_ome_zarr
 
 import volpatch
 from tests import helpers_functions as functions
+from tests.helpers_stores import distinct, image, objects, same, store
 from volpatch import (
     ClippedWarning,
     FunctionError,
@@ -34,33 +33,6 @@ from volpatch import (
 SHAPE = (37, 41, 53)
 
 
-def distinct(shape, dtype="uint16", seed=0):
-    n = int(np.prod(shape))
-    if np.dtype(dtype).kind == "b":
-        return np.random.default_rng(seed).random(shape) > 0.5
-    top = 2000 if np.dtype(dtype) == np.float16 else min(250, n) if "8" in str(dtype) else n
-    return (np.random.default_rng(seed).permutation(n).reshape(shape) % top + 1).astype(dtype)
-
-
-def store(path, volume, chunks=16, dims=None, **options):
-    chunks = tuple(min(c, n) for c, n in zip(np.broadcast_to(chunks, volume.ndim), volume.shape,
-                                             strict=True))  # fmt: skip
-    array = zarr.create_array(
-        path,
-        shape=volume.shape,
-        dtype=volume.dtype,
-        chunks=tuple(map(int, chunks)),
-        dimension_names=dims or "tczyx"[-volume.ndim :],
-        **options,
-    )
-    array[...] = volume
-    return path
-
-
-def image(target):
-    return zarr.open_array(f"{target}/scale0/image", mode="r")[...]
-
-
 def run(function, source, target, **options):
     options = {"durability": "process", "workers": 2, "memory_limit": "4GiB", **options}
     return volpatch.run(function, source, target, **options)
@@ -72,22 +44,6 @@ def expected(function, volume, options):
              "finalize", "channel_axis", "roi", "pad_mode", "offset")  # fmt: skip
     chosen = {name: options[name] for name in names if name in options}
     return map_patches(function, volume, chosen.pop("patch"), **chosen)
-
-
-def same(got, wanted):
-    assert got.dtype == wanted.dtype
-    assert got.shape == wanted.shape
-    assert got.tobytes() == wanted.tobytes()
-
-
-def objects(target):
-    """Checksum of every stored object of the image."""
-    base = Path(target) / "scale0" / "image" / "c"
-    return {
-        str(p.relative_to(base)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(base.rglob("*"))
-        if p.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.test_blending import distinct
+from tests.helpers_arrays import distinct
 from volpatch import SettingError, map_patches, open_volume, run
 from volpatch.compute.reading import RingInput
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import volpatch
-from tests.test_run import image, store
+from tests.helpers_stores import image, store
 from volpatch import IncompleteError, SettingError, TargetError
 from volpatch.cli import main as cli
 from volpatch.planning.carried import carried_by

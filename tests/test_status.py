@@ -17,8 +17,8 @@ import xarray as xr
 
 import volpatch
 from tests.helpers_functions import MISDEEDS
-from tests.test_failures import SHADE, command, run, tree, volume_with
-from tests.test_run import image, store
+from tests.helpers_runs import SHADE, command, run, tree, volume_with
+from tests.helpers_stores import image, store
 from volpatch import IncompleteError, RunError, SettingError, TargetError
 from volpatch.compute.caller import Caller
 from volpatch.functions.named import FunctionSpec

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import volpatch
-from tests.test_blending import problems
+from tests.strategies import problems
 from volpatch import PatchGrid, to_zarr
 from volpatch.core.tables import html as table
 

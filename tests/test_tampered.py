@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import volpatch
-from tests.test_failures import GRID, MISDEEDS, run, volume_with, words
-from tests.test_run import store
+from tests.helpers_functions import MISDEEDS
+from tests.helpers_runs import GRID, run, volume_with, words
+from tests.helpers_stores import store
 from volpatch.storage.plan_file import digest
 from volpatch.storage.records import encode_line
 from volpatch.storage.soundness import bad_field, is_event, is_note

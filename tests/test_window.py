@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.test_geometry import axis_grids
+from tests.strategies import axis_grids
 from volpatch import SettingError, VolpatchError
 from volpatch.core.grid import AxisGrid
 from volpatch.core.window import FLOOR, WINDOWS, axis_shares, sample, windows_per_axis

@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import volpatch
-from tests.test_blending import distinct
-from tests.test_lazy import chunked
+from tests.helpers_arrays import distinct
+from tests.strategies import chunked
 from volpatch import (
     RunError,
     SettingError,
