@@ -127,18 +127,24 @@ def test_building_reads_nothing_and_a_slice_computes_only_its_patches():
     assert len(source.reads) <= 3
 
 
-@given(problems(), st.sampled_from(["hann", "crop"]), st.data())
-def test_merge_has_the_same_bits_however_the_lattice_is_chunked(grid, window, data):
-    """Down to a chunk for each patch, whose neighbours lie in as many others."""
-    patches = (
-        np.asarray(extract(distinct(grid.shape), grid))
-        + distinct(grid.lattice, seed=1)[(..., *(None for _ in grid.patch))]
-    )
-    single = data.draw(st.booleans())
-    chunks = [(1,) * n if single else data.draw(chunked((n,)))[0] for n in grid.lattice]
+def merged_alike(grid, chunks, window):
+    numbers = distinct(grid.lattice, seed=1)[(..., *(None for _ in grid.patch))]
+    patches = np.asarray(extract(distinct(grid.shape), grid)) + numbers
     lazy = da.from_array(patches, chunks=(*chunks, *grid.patch))
     merged = merge(lazy, grid, window=window).compute()
     np.testing.assert_array_equal(merged, merge(patches, grid, window=window))
+
+
+@given(problems(), st.sampled_from(["hann", "crop"]), st.data())
+def test_merge_has_the_same_bits_however_the_lattice_is_chunked(grid, window, data):
+    merged_alike(grid, [data.draw(chunked((n,)))[0] for n in grid.lattice], window)
+
+
+@pytest.mark.parametrize("shape", [(9,), (12,), (9, 12), (10, 9)])
+def test_merge_takes_a_chunk_for_each_patch(shape):
+    """The last patch, which is shifted, may overlap more others than any other does."""
+    grid = PatchGrid(shape, 5, 3)
+    merged_alike(grid, [(1,) * n for n in grid.lattice], "hann")
 
 
 def test_each_patch_is_computed_once_between_extract_and_merge():
