@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.kernels import FAR, Sums, blend, touch
 from volpatch.compute.rounding import round_to
-from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode
+from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode, is_numeric
 from volpatch.core.errors import FunctionError, blamed
 from volpatch.core.grid import AxisGrid, Box
 from volpatch.core.window import counted
@@ -326,7 +326,7 @@ def finalized(finalize: Finalize, blending: BlendSpec, block: Array) -> tuple[Ar
     problem = None
     if np.ma.isMaskedArray(result):
         problem = "a masked array; .filled(VALUE) says what masked voxels become"
-    elif result.dtype.kind not in "biuf" or result.dtype.itemsize > 8:
+    elif not is_numeric(result.dtype):
         problem = f"dtype {result.dtype}; it must be real numbers of up to 64 bits"
     if problem:
         raise FunctionError(f"finalize {name_of(finalize)} returned {problem}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from volpatch.compute.blend import Finalize, finalized, name_of
 from volpatch.compute.rounding import convert
-from volpatch.core.blending import BlendSpec
+from volpatch.core.blending import BlendSpec, is_numeric
 from volpatch.core.errors import FunctionError, SettingError, blamed
 from volpatch.core.grid import Box
 
@@ -108,7 +108,7 @@ def _problem(result: Any, blending: BlendSpec, count: int) -> tuple[str, str] | 
         return kind, f"a numpy array{hint}"
     if isinstance(result, np.ma.MaskedArray):
         return "a masked array", "a plain one (.filled(VALUE) says what masked voxels become)"
-    if result.dtype.kind not in "biuf" or result.dtype.itemsize > 8:
+    if not is_numeric(result.dtype):
         return f"dtype {result.dtype}", "real numbers of up to 64 bits"
     known = blending.result_dtype
     if known is None:

@@ -50,13 +50,22 @@ class Mode(enum.Enum):
     MIN = "it is kept if it is the smallest"
 
 
+def is_numeric(dtype: DType) -> bool:
+    """Whether values of a dtype can be blended: real numbers of up to 64 bits.
+
+    >>> [is_numeric(np.dtype(name)) for name in ("bool", "float16", "complex64", "object")]
+    [True, True, False, False]
+    """
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
+
+
 def check_dtype(dtype: Any, what: str) -> DType:
     """A native-endian numeric dtype, or an error that says what there is."""
     try:
         found: DType = np.dtype(dtype).newbyteorder("=")
     except TypeError:
         raise SettingError(f"{what} {dtype!r} is no dtype; write for example uint16") from None
-    if found.kind not in "biuf" or found.itemsize > 8:
+    if not is_numeric(found):
         raise SettingError(
             f"{what} {found} is not supported; there are bool, int8 to int64, uint8 to uint64, "
             f"float16, float32 and float64"

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.core.blending import is_numeric
 from volpatch.functions.named import FunctionSpec
 from volpatch.storage.plan_file import canonical, digest
 
@@ -244,7 +245,7 @@ class Walk:
         return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
     def _scalar(self, value: np.generic) -> Words:
-        if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        if is_numeric(value.dtype):
             return {str(value.dtype): _atom(value.item())}
         return {"scalar": self.array(np.asarray(value))}
 

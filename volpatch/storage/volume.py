@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.core.axes import CHANNELS, SPATIAL, default_dims, in_order, known_name
+from volpatch.core.blending import is_numeric
 from volpatch.core.errors import SourceError
 
 _T = TypeVar("_T")
@@ -247,8 +248,7 @@ def axis_names(names: Sequence[str | None], path: str) -> tuple[str, ...]:
 
 def check_readable(dtype: np.dtype[Any] | str, path: str) -> None:
     """Refuse what is not bool, an integer or a float of up to 8 bytes."""
-    known = isinstance(dtype, np.dtype) and dtype.kind in "biuf" and dtype.itemsize <= 8
-    if not known:
+    if not (isinstance(dtype, np.dtype) and is_numeric(dtype)):
         raise SourceError(
             f"dtype {dtype} of {path} is not numeric in a way volpatch handles: "
             f"it takes bool, int8..64, uint8..64 and float16/32/64"
