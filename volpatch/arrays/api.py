@@ -26,8 +26,8 @@ from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import parse_roi, whole_counts
 from volpatch.core.window import Window, windows_per_axis
-from volpatch.core.words import blend_spec, make_grid, patch_or_default
-from volpatch.functions.named import Function, by_name, loaded, operation_dtype
+from volpatch.core.words import blend_spec, make_grid
+from volpatch.functions.named import Function, by_name, loaded, operation_dtype, operation_reach
 from volpatch.planning.masks import patch_filter_of, places_of
 from volpatch.storage.adapt import AnyVolume, as_array
 from volpatch.storage.open import check_lazy
@@ -114,12 +114,14 @@ def map_patches(
     """
     given = as_array(volume, "map_patches")
     shape = given.data.shape
-    layout = Layout.of(given.dims, shape, patch, channel_axis, named=given.named)
-    box = parse_roi(roi, given.dims, shape, given.names)
     said, function, final = completed(options, BlendOptions), by_name(func), by_name(finalize)
+    sizes = patch if said["reach"] is None else said["reach"]
+    layout = Layout.of(given.dims, shape, sizes, channel_axis, named=given.named)
+    box = parse_roi(roi, given.dims, shape, given.names)
     if said["dtype"] is None:
         said["dtype"] = operation_dtype(function, given.data.dtype)
-    patch = patch_or_default(patch, layout)
+    if said["reach"] is None:
+        said["reach"] = operation_reach(function, patch, said, len(layout.patched))
     blending = blend_spec(
         layout, box.shape, given.data.dtype, patch, said, finalizes=final is not None
     )

@@ -28,10 +28,12 @@ from volpatch.core import tables
 from volpatch.core.errors import GridError
 
 EDGES = ("shift", "pad", "drop")
+REACH = "reach"  # an edge that no user asks for: see `reach_grid`
 PAD_MODES = ("reflect", "symmetric", "edge", "constant")
 DEFAULT_OVERLAP = "50%"
 AXIS_NAMES = "zyx"
 
+MOST_BLOCK = 2**22  # voxels of a block that is computed in one go, margins apart
 MOST_VOXELS = 2**62  # along one axis: starts and stops are counted in 64 bits
 
 _GRID_FIELDS = ("shape", "patch", "stride", "edge", "offset")
@@ -195,6 +197,15 @@ class AxisGrid:
     (0, 3, 6, 7)
     >>> AxisGrid(size=11, patch=4, stride=3, edge="drop").starts
     (0, 3, 6)
+
+    With edge="reach", the parts that patches own are blocks of `stride` voxels from 0 on, each
+    with a margin of (patch - stride) / 2 around it. At the axis' ends a patch lies within all the
+    same, with more of a margin on its other side. A rest no longer than a margin belongs to the
+    last block.
+
+    >>> axis = AxisGrid(size=50, patch=20, stride=16, edge="reach")
+    >>> axis.starts, [axis.own(i) for i in range(axis.count)]
+    ((0, 14, 30), [(0, 16), (16, 32), (32, 50)])
     """
 
     size: int
@@ -211,13 +222,25 @@ class AxisGrid:
             if value < (0 if what == "offset" else 1):
                 least = "not be negative" if what == "offset" else "be at least 1"
                 raise GridError(f"{what} on {self.name} must {least}, got {value}")
-        if self.edge not in EDGES:
+        if self.edge not in (*EDGES, REACH):
             raise GridError(f"edge must be one of {', '.join(EDGES)}; got {self.edge!r}")
+        if self.edge == REACH:
+            self._check_reach()
         if self.edge == "shift" and self.offset + self.patch > self.size:
             raise GridError(self._too_big())
         if self.offset >= self.size:
             raise GridError(
                 f"offset {self.offset} on {self.name} lies beyond its {self.size} voxels"
+            )
+
+    def _check_reach(self) -> None:
+        twice = self.patch - self.stride
+        blocks = twice % 2 == 0 and 0 <= twice < 2 * self.stride and self.patch < self.size
+        if self.offset or not (blocks or self.patch == self.size):
+            raise GridError(
+                f"blocks of {self.stride} on {self.name} with their margins cannot be patches of "
+                f"{self.patch}: a margin is shorter than a block, and a patch than the axis, or "
+                f"one patch is all of it"
             )
 
     def _too_big(self) -> str:
@@ -233,11 +256,18 @@ class AxisGrid:
     def count(self) -> int:
         """Number of patches."""
         room = self.size - self.offset - self.patch
+        if self.edge == REACH:
+            return -(-(self.size - self._margin) // self.stride) if room else 1
         if self.edge == "drop":
             return room // self.stride + 1 if room >= 0 else 0
         count = max(0, -(-room // self.stride)) + 1
         # one that is pulled back is there also where its regular start would lie beyond the end
         return count if self.edge == "shift" else min(count, self._inside)
+
+    @property
+    def _margin(self) -> int:
+        """Around a block, where edge="reach"."""
+        return (self.patch - self.stride) // 2
 
     @property
     def _inside(self) -> int:
@@ -246,6 +276,8 @@ class AxisGrid:
 
     def start(self, number: int) -> int:
         """First voxel of patch `number` (0 <= number < count)."""
+        if self.edge == REACH:
+            return max(0, min(number * self.stride - self._margin, self.size - self.patch))
         regular = self.offset + number * self.stride
         return min(regular, self.size - self.patch) if self.edge == "shift" else regular
 
@@ -267,6 +299,8 @@ class AxisGrid:
     @property
     def regular(self) -> bool:
         """Whether every start is a whole number of strides after the first."""
+        if self.edge == REACH:
+            return self.count < 2
         return self.count < 2 or self.start(self.count - 1) == (
             self.offset + (self.count - 1) * self.stride
         )
@@ -283,7 +317,8 @@ class AxisGrid:
 
     def _starting_at_or_after(self, voxel: int, count: int) -> int:
         """Number of the first patch whose start is at `voxel` or later; `count` if none."""
-        regular = max(0, -(-(voxel - self.offset) // self.stride))
+        first = -self._margin if self.edge == REACH and voxel > 0 else self.offset
+        regular = max(0, -(-(voxel - first) // self.stride))
         if regular >= count:
             last_is_late = count > 0 and self.start(count - 1) >= voxel
             return count - 1 if last_is_late else count
@@ -305,6 +340,8 @@ class AxisGrid:
 
     def _border(self, number: int) -> int:
         """First voxel nearer to the centre of patch `number` + 1 than to that of `number`."""
+        if self.edge == REACH:
+            return (number + 1) * self.stride
         return (self.start(number) + self.start(number + 1) + self.patch + 1) // 2
 
     def owning(self, start: int, stop: int) -> range:
@@ -326,6 +363,8 @@ class AxisGrid:
         # visits only rise at a start: one from the regular middle and all near the end
         near_end = range(max(0, count - deep), count)
         candidates = {min(deep, count - 1), *near_end} if count else set()
+        if self.edge == REACH:  # the first patch begins late
+            candidates |= set(range(min(deep, count)))
         return max((self._visits(self.start(i)) for i in candidates), default=0)
 
     def _visits(self, voxel: int) -> int:
@@ -351,6 +390,48 @@ class AxisGrid:
         before = (count - 1) * self.patch
         overlap = max(0, self.start(count - 2) + self.patch - last) if count > 1 else 0
         return before - overlap + min(self.patch, self.size - last)
+
+
+def reach_grid(shape: Sequence[int], reach: Sequence[int], unit: Sequence[int]) -> PatchGrid:
+    """Blocks with margins, for a function that looks `reach` voxels to each side.
+
+    Each voxel is taken from the block that owns it, so the result is that of the function on the
+    whole volume. Blocks are multiples of the units that the output is written in, or equal parts
+    of them, so that regions share none; and so large that margins cost little.
+
+    Parameters
+    ----------
+    shape, reach, unit : sequence of int
+        Voxels per axis.
+
+    >>> reach_grid((512, 512, 512), (8, 8, 8), (64, 128, 128)).stride
+    (128, 128, 256)
+    """
+    blocks = [max(1, min(u, n)) for u, n in zip(unit, shape, strict=True)]
+    for axis, (block, margin) in enumerate(zip(blocks, reach, strict=True)):
+        # a margin is shorter than a block
+        blocks[axis] = min(shape[axis], block * (margin // block + 1))
+
+    def cost(axis: int) -> float:
+        return (2 * reach[axis] + 1) / blocks[axis]
+
+    while (
+        halves := [i for i, b in enumerate(blocks) if b % 2 == 0 and b // 2 > 2 * reach[i]]
+    ) and (math.prod(blocks) > MOST_BLOCK):
+        blocks[min(halves, key=cost)] //= 2
+    while (rest := [i for i, b in enumerate(blocks) if b < shape[i]]) and (
+        2 * math.prod(blocks) <= MOST_BLOCK
+    ):
+        axis = max(rest, key=lambda i: (cost(i), i))
+        blocks[axis] = min(shape[axis], 2 * blocks[axis])
+    patch = [b + 2 * r for b, r in zip(blocks, reach, strict=True)]
+    whole = [p >= n for p, n in zip(patch, shape, strict=True)]
+    return PatchGrid(
+        tuple(shape),
+        tuple(n if all_of else p for n, p, all_of in zip(shape, patch, whole, strict=True)),
+        tuple(n if all_of else b for n, b, all_of in zip(shape, blocks, whole, strict=True)),
+        edge=REACH,
+    )
 
 
 @functools.lru_cache(maxsize=1024)

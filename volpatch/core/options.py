@@ -62,6 +62,17 @@ class VolumeOptions(TypedDict, total=False):
 class BlendOptions(TypedDict, total=False):
     """What determines the voxels of a result."""
 
+    reach: Annotated[
+        Sizes | None,
+        Option(
+            help="Instead of patches: how far the function looks to each side. Exact.",
+            topic="Patches",
+            without="filters know it",
+            shown="N[,N…]",
+            decides="grid",
+            synonyms=("depth", "halo"),
+        ),
+    ]
     overlap: Annotated[
         Overlap | Sequence[Overlap] | Mapping[str, Overlap] | None,
         Option(
@@ -70,7 +81,6 @@ class BlendOptions(TypedDict, total=False):
             without="50%",
             shown="N|N%[,…]",
             decides="grid",
-            synonyms=("depth", "halo"),
         ),
     ]
     stride: Annotated[

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from volpatch.core.blending import BlendSpec, check_dtype
-from volpatch.core.grid import PatchGrid
-from volpatch.core.layout import Layout
+from volpatch.core.declared import table
+from volpatch.core.errors import GridError, SettingError
+from volpatch.core.grid import PatchGrid, per_axis, reach_grid, whole_number
+from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import by_axis, whole_counts
-from volpatch.core.window import windows_per_axis
+from volpatch.core.window import Window, windows_per_axis
 
 DEFAULT_PATCH = 64
 
@@ -37,11 +39,56 @@ def make_grid(
     )
 
 
+# what asks for patches that overlap, and is at odds with a function of which the reach is known
+_OF_PATCHES = ("stride", "overlap", "window", "edge", "offset", "mask", "skip", "reduce")
+
+
+def asks_for_patches(patch: Sizes | None, said: BlendOptions) -> str | None:
+    """The first of the options that were given and belong to patches; None without any."""
+    if patch is not None:
+        return "patch"
+    for name, option in table(BlendOptions).items():
+        value: Any = said[name]  # type: ignore[literal-required]
+        asked = value is not None if option.default is None else value != option.default
+        if name in _OF_PATCHES and asked:
+            return name
+    return "nan_policy" if said["nan_policy"] == "omit" else None
+
+
+def blocks_with_reach(
+    layout: Layout,
+    reach: Sizes,
+    patch: Sizes | None,
+    said: BlendOptions,
+    unit: Sequence[int] | None = None,
+) -> PatchGrid:
+    """The blocks of a function that looks so far to each side.
+
+    Parameters
+    ----------
+    unit : what the output is written in, along the patched axes.
+    """
+    if (name := asks_for_patches(patch, said)) is not None:
+        raise SettingError(
+            f"reach computes every voxel once, in blocks that it chooses, so {name} has no meaning "
+            f"beside it; leave one of them out"
+        )
+    dims = layout.patched_dims
+    given = per_axis(by_axis(reach, dims, "reach"), len(dims), "reach")
+    sizes = [whole_number(size, f"reach on {dim}") for size, dim in zip(given, dims, strict=True)]
+    if min(sizes) < 0:
+        raise GridError(f"reach must not be negative, got {reach}")
+    shape = layout.patched_shape
+    if unit is None:
+        unit, _ = write_units(dims, shape, None, 1)
+    return reach_grid(shape, sizes, unit)
+
+
 def blend_spec(
     layout: Layout,
     roi_shape: Sequence[int],
     source_dtype: Any,
-    patch: Sizes,
+    patch: Sizes | None,
     said: BlendOptions,
     *,
     finalizes: bool = False,
@@ -50,15 +97,25 @@ def blend_spec(
 
     Parameters
     ----------
+    patch : None where nothing was said.
     said : whole, see `volpatch.core.declared.completed`.
     """
     dims = layout.patched_dims
-    grid = make_grid(layout, patch, said["stride"], said["overlap"], said["edge"], said["offset"])
+    if said["reach"] is not None:
+        grid = blocks_with_reach(layout, said["reach"], patch, said)
+        windows: tuple[Window, ...] = ("crop",) * grid.ndim
+    else:
+        size = patch_or_default(patch, layout)
+        own = (said[name] for name in ("stride", "overlap", "edge", "offset"))
+        grid = make_grid(layout, size, *own)
+        windows = windows_per_axis(
+            by_axis(said["window"], dims, "window"), grid.ndim, said["reduce"]
+        )
     source = check_dtype(source_dtype, "the source's dtype")
     dtype, input_dtype, reduce = said["dtype"], said["input_dtype"], said["reduce"]
     return BlendSpec(
         grid,
-        windows_per_axis(by_axis(said["window"], dims, "window"), grid.ndim, reduce),
+        windows,
         source,
         source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
         channels_in=None if layout.channel is None else roi_shape[layout.channel],

@@ -138,11 +138,27 @@ def check_gaussian(
         raise _bad("gaussian", "mode", mode, "one of " + ", ".join(MODES))
 
 
+def gaussian_reach(
+    *, sigma: float | Sequence[float] = 1.0, truncate: float = 4.0, mode: str = "reflect"
+) -> list[int] | int | None:
+    """How far `gaussian` looks; around the whole volume where it is wrapped."""
+    if mode == "wrap":
+        return None
+    reaches = [int(truncate * width + 0.5) for width in _listed(sigma)]
+    return reaches if isinstance(sigma, Sequence) else reaches[0]
+
+
 def check_median(*, size: object = 3) -> None:
     """Raise SettingError where `median` could not use this value."""
     edges = _listed(size)
     if not edges or not all(_is_integer(edge) and edge >= 1 and edge % 2 for edge in edges):
         raise _bad("median", "size", size, "an odd, positive number of voxels, or one per axis")
+
+
+def median_reach(*, size: int | Sequence[int] = 3) -> list[int] | int:
+    """How far `median` looks."""
+    reaches = [edge // 2 for edge in _listed(size)]
+    return reaches if isinstance(size, Sequence) else reaches[0]
 
 
 def check_normalize(*, epsilon: object = 1e-6) -> None:

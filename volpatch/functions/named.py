@@ -25,6 +25,8 @@ from types import ModuleType
 from typing import Any, Self
 
 from volpatch.core.errors import SettingError, blamed, interrupts, said
+from volpatch.core.options import BlendOptions, Sizes
+from volpatch.core.words import asks_for_patches
 from volpatch.functions.registry import OPERATIONS, Operation, did_you_mean, get
 
 _NAME = r"[A-Za-z_]\w*"
@@ -197,6 +199,22 @@ def operation_dtype(function: Func | None, source: Any) -> Any:
     if operation is None:
         return None
     return source if operation.dtype == "source" else operation.dtype
+
+
+def operation_reach(
+    function: Func | None, patch: Sizes | None, asked: BlendOptions, ndim: int
+) -> tuple[int, ...] | None:
+    """How far a ready-made operation looks, along the patched axes; None where patches it is.
+
+    Which is so of the user's own functions, of operations that have no bound, and where anything
+    was asked for that belongs to patches.
+    """
+    if not isinstance(function, FunctionSpec) or function.operation is None:
+        return None
+    operation = function.operation
+    if asked["batch_size"] is not None or asks_for_patches(patch, asked) is not None:
+        return None
+    return operation.reach_of(ndim, dict(function.parameters))
 
 
 def parse_params(words: Sequence[str]) -> dict[str, object]:

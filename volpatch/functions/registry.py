@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +15,10 @@ from volpatch.functions.filters import (
     check_median,
     check_normalize,
     gaussian,
+    gaussian_reach,
     identity,
     median,
+    median_reach,
     normalize,
 )
 
@@ -45,6 +47,9 @@ class Operation:
         Name of each parameter and its help.
     check : callable
         `check(**parameters)` raises SettingError for a bad value.
+    reach : callable, optional
+        `reach(**parameters)`: how many voxels it looks to each side, for all axes or each of the
+        array's; None where that is not bounded.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Operation:
     summary: str
     parameters: Mapping[str, str] = field(default_factory=dict)
     check: Callable[..., None] = _check_nothing
+    reach: Callable[..., Sequence[int] | int | None] | None = None
 
     def bind(self, parameters: Mapping[str, object]) -> Callable[..., Any]:
         """Return the function with checked parameters filled in.
@@ -76,11 +82,26 @@ class Operation:
         self.check(**parameters)
         return functools.partial(self.function, **parameters) if parameters else self.function
 
+    def reach_of(self, ndim: int, parameters: Mapping[str, object]) -> tuple[int, ...] | None:
+        """Voxels to each side along the last `ndim` axes; None where it is not bounded."""
+        self.bind(parameters)
+        found = None if self.reach is None else self.reach(**parameters)
+        if found is None:
+            return None
+        sizes = (found,) * ndim if isinstance(found, int) else tuple(found)[-ndim:]
+        return sizes if len(sizes) == ndim else None  # the call says what is wrong
+
 
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in (
-        Operation("identity", identity, "source", "the volume as it is: a test of the whole way"),
+        Operation(
+            "identity",
+            identity,
+            "source",
+            "the volume as it is: a test of the whole way",
+            reach=lambda: 0,
+        ),
         Operation(
             "gaussian",
             gaussian,
@@ -92,6 +113,7 @@ OPERATIONS: dict[str, Operation] = {
                 "mode": f"beyond the patch: {', '.join(MODES)} (reflect)",
             },
             check_gaussian,
+            gaussian_reach,
         ),
         Operation(
             "median",
@@ -100,6 +122,7 @@ OPERATIONS: dict[str, Operation] = {
             "median of a box around each voxel",
             {"size": "edge of the box in voxels, odd, or one per axis (3)"},
             check_median,
+            median_reach,
         ),
         Operation(
             "normalize",

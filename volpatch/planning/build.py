@@ -18,8 +18,8 @@ from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
-from volpatch.core.words import blend_spec, patch_or_default
-from volpatch.functions.named import Func, operation_dtype
+from volpatch.core.words import blend_spec, blocks_with_reach
+from volpatch.functions.named import Func, operation_dtype, operation_reach
 from volpatch.planning.fit import fit
 from volpatch.planning.inputs import absent_files
 from volpatch.planning.masks import patch_filter_of, places_of
@@ -83,13 +83,16 @@ def make_draft(
     ----------
     options : whole, see `volpatch.core.declared.completed`.
     """
-    layout = Layout.of(source.dims, source.shape, options["patch"], options["channel_axis"])
-    patch = patch_or_default(options["patch"], layout)
+    patch = options["patch"]
+    sizes = patch if options["reach"] is None else options["reach"]
+    layout = Layout.of(source.dims, source.shape, sizes, options["channel_axis"])
     names = {CHANNELS: source.channel_names} if source.channel_names else None
     roi = parse_roi(options["roi"], source.dims, source.shape, names)
     blend = part_of(options, BlendOptions)
     if blend["dtype"] is None:
         blend["dtype"] = operation_dtype(func, source.dtype)
+    if blend["reach"] is None:
+        blend["reach"] = operation_reach(func, patch, blend, len(layout.patched))
     blending = blend_spec(
         layout, roi.shape, source.dtype, patch, blend, finalizes=finalize is not None
     )
@@ -103,6 +106,9 @@ def make_draft(
         chunks=options["chunks"],
         shards=options["shards"],
     )
+    if blend["reach"] is not None:
+        grid = blocks_with_reach(layout, blend["reach"], patch, blend, shards or chunks)
+        blending = replace(blending, grid=grid)
     volume = Volume(
         source.path,
         source.level,

@@ -23,7 +23,7 @@ from typing import Any
 
 from volpatch.core import tables
 from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode, rows_at_once
-from volpatch.core.grid import Box
+from volpatch.core.grid import REACH, Box
 from volpatch.core.layout import Layout
 from volpatch.core.options import JobOptions
 from volpatch.core.parse import printable, show_bytes
@@ -403,10 +403,16 @@ class Plan:
         )
         if self.mask is not None:
             yield "mask", self.mask
-        yield (
-            "patches",
+        cut = (
             f"{grid.patch}, stride {grid.stride}, window {_windows(blending)}, "
-            f"edge {'/'.join(dict.fromkeys(grid.edge))}\n"
+            f"edge {'/'.join(dict.fromkeys(grid.edge))}"
+        )
+        if REACH in grid.edge:
+            margin = tuple((p - s) // 2 for p, s in zip(grid.patch, grid.stride, strict=True))
+            cut = f"{grid.stride} with a margin of {margin}, each voxel from the block it lies in"
+        yield (
+            "blocks" if REACH in grid.edge else "patches",
+            f"{cut}\n"
             f"{self.patches_owned:,} needed, {self.patches_computed:,} computed: "
             f"redundancy {self.redundancy:.2f}; {self.calls_per_voxel:.1f} calls per voxel",
         )
