@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from volpatch.cli import main as cli
 from volpatch.cli.demo import SPACING_UM, demo, specimen_slabs, write_specimen
+from volpatch.core.box import Box
 from volpatch.core.errors import SettingError, TargetError
-from volpatch.core.grid import Box
 from volpatch.running.api import plan
 from volpatch.storage.open import open_source
 

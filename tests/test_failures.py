@@ -23,7 +23,7 @@ from tests.helpers_functions import MARK, MISDEEDS
 from tests.helpers_runs import SHADE, command, corner, run, shaded, tree, volume_with, words
 from tests.helpers_stores import image, same, store
 from volpatch import IncompleteError, RunError, TargetError, map_patches
-from volpatch.core.grid import Box
+from volpatch.core.box import Box
 from volpatch.storage.stores import local as disk
 
 BACKENDS = ("threads", "processes")

@@ -139,7 +139,7 @@ def test_a_misspelt_option_is_answered_with_the_nearest():
     [
         *(("patch_size", "patch"), ("roi_size", "patch"), ("tile_shape", "patch")),
         *(("step", "stride"), ("mode", "window"), ("blend", "window")),
-        *(("depth", "overlap"), ("halo", "overlap"), ("n_workers", "workers")),
+        *(("depth", "reach"), ("halo", "reach"), ("n_workers", "workers")),
     ],
 )
 def test_words_of_other_libraries_lead_to_ours(stored, ask, theirs, ours):

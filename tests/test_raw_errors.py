@@ -9,7 +9,7 @@ import xarray as xr
 
 import volpatch
 from volpatch import Merger, PatchGrid, VolpatchError, coverage, extract, map_patches, merge
-from volpatch.core.grid import Box
+from volpatch.core.box import Box
 
 VOLUME = np.random.default_rng(0).random((12, 13, 14), dtype=np.float32)
 GRID = PatchGrid((10, 10), 4)

@@ -16,15 +16,16 @@ from tests.helpers_arrays import distinct
 from tests.helpers_stores import image, store
 from tests.strategies import chunked
 from volpatch import GridError, SettingError, map_patches
-from volpatch.core import grid as grids
-from volpatch.core.grid import REACH, AxisGrid, reach_grid
+from volpatch.core import reach as reaches
+from volpatch.core.grid import REACH, AxisGrid
+from volpatch.core.reach import reach_grid
 from volpatch.functions.named import FunctionSpec
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks so small that a volume of a test has many."""
-    monkeypatch.setattr(grids, "MOST_BLOCK", 600)
+    monkeypatch.setattr(reaches, "MOST_BLOCK", 600)
 
 
 def smooth(patch):

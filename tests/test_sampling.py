@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from tests.oracles import padded
 from volpatch.arrays.api import coverage
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError, MemoryLimitError, SettingError
-from volpatch.core.grid import Box, PatchGrid
+from volpatch.core.grid import PatchGrid
 from volpatch.sampling import iter_patches, sample_patches
 from volpatch.storage.open import open_source, open_volume
 

@@ -5,6 +5,7 @@ from volpatch.arrays.api import extract as extract
 from volpatch.arrays.api import map_patches as map_patches
 from volpatch.arrays.api import merge as merge
 from volpatch.arrays.merger import Merger as Merger
+from volpatch.core.box import Box as Box
 from volpatch.core.errors import ClippedWarning as ClippedWarning
 from volpatch.core.errors import FunctionError as FunctionError
 from volpatch.core.errors import GridError as GridError
@@ -15,7 +16,6 @@ from volpatch.core.errors import SettingError as SettingError
 from volpatch.core.errors import SourceError as SourceError
 from volpatch.core.errors import TargetError as TargetError
 from volpatch.core.errors import VolpatchError as VolpatchError
-from volpatch.core.grid import Box as Box
 from volpatch.core.grid import PatchGrid as PatchGrid
 from volpatch.planning.plan import Plan as Plan
 from volpatch.report.report import RunReport as RunReport

@@ -19,9 +19,10 @@ from volpatch.compute.inmemory import cut_patches, map_array, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
 from volpatch.core.axes import CHANNELS
 from volpatch.core.blending import BlendSpec, check_dtype
+from volpatch.core.box import Box
 from volpatch.core.declared import completed, takes
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import AxisGrid, Box, PatchGrid, check_grid
+from volpatch.core.grid import AxisGrid, PatchGrid, check_grid
 from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import parse_roi, whole_counts

@@ -26,8 +26,9 @@ from volpatch.compute.inmemory import cut_patches, map_lead, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
 from volpatch.compute.skip import PatchFilter
 from volpatch.core.blending import BlendSpec
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError
-from volpatch.core.grid import AxisGrid, Box, PatchGrid
+from volpatch.core.grid import AxisGrid, PatchGrid
 from volpatch.core.layout import Layout
 from volpatch.storage.adapt import checked
 

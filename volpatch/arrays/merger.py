@@ -13,8 +13,9 @@ from volpatch.compute.blend import ArraySink, Blender
 from volpatch.compute.buffers import PatchTables
 from volpatch.compute.rounding import warn_clipped
 from volpatch.core.blending import BlendSpec, check_dtype
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import Box, PatchGrid, check_grid
+from volpatch.core.grid import PatchGrid, check_grid
 from volpatch.core.window import Window, windows_per_axis
 from volpatch.storage.adapt import refuse_masked
 

@@ -21,8 +21,9 @@ from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.kernels import FAR, Sums, blend, touch
 from volpatch.compute.rounding import round_to
 from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode, is_numeric
+from volpatch.core.box import Box
 from volpatch.core.errors import FunctionError, blamed
-from volpatch.core.grid import AxisGrid, Box
+from volpatch.core.grid import AxisGrid
 from volpatch.core.window import counted
 
 Array = NDArray[Any]

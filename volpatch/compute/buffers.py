@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.core.blending import BlendSpec, Mode, rows_at_once
-from volpatch.core.grid import Box, PatchGrid
+from volpatch.core.box import Box
+from volpatch.core.grid import PatchGrid
 from volpatch.core.window import axis_shares, counted
 
 Array = NDArray[Any]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from volpatch.compute.blend import Finalize, finalized, name_of
 from volpatch.compute.rounding import convert
 from volpatch.core.blending import BlendSpec, is_numeric
+from volpatch.core.box import Box
 from volpatch.core.errors import FunctionError, SettingError, blamed
-from volpatch.core.grid import Box
 
 Array = NDArray[Any]
 Place = tuple[tuple[int, ...], Box]  # lattice position of a patch, and its voxels

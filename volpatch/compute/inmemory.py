@@ -20,7 +20,7 @@ from volpatch.compute.reading import Read, reach_of, read_padded
 from volpatch.compute.skip import PatchFilter
 from volpatch.compute.stream import Stream
 from volpatch.core.blending import BlendSpec
-from volpatch.core.grid import Box
+from volpatch.core.box import Box
 from volpatch.core.layout import Layout
 
 Array = NDArray[Any]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from volpatch.compute.blend import Stats
 from volpatch.compute.buffers import Ring
 from volpatch.core.blending import BlendSpec
-from volpatch.core.grid import Box, PatchGrid
+from volpatch.core.box import Box
+from volpatch.core.grid import PatchGrid
 
 Array = NDArray[Any]
 Read = Callable[[Box, Array], None]

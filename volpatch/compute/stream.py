@@ -28,7 +28,7 @@ from volpatch.compute.kernels import cut
 from volpatch.compute.reading import ArrayInput, Read, RingInput
 from volpatch.compute.skip import PatchFilter
 from volpatch.core.blending import BlendSpec, rows_at_once
-from volpatch.core.grid import Box
+from volpatch.core.box import Box
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]

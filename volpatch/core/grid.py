@@ -25,6 +25,7 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any, Generic, TypeVar, overload
 
 from volpatch.core import tables
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError
 
 EDGES = ("shift", "pad", "drop")
@@ -33,7 +34,6 @@ PAD_MODES = ("reflect", "symmetric", "edge", "constant")
 DEFAULT_OVERLAP = "50%"
 AXIS_NAMES = "zyx"
 
-MOST_BLOCK = 2**22  # voxels of a block that is computed in one go, margins apart
 MOST_VOXELS = 2**62  # along one axis: starts and stops are counted in 64 bits
 
 _GRID_FIELDS = ("shape", "patch", "stride", "edge", "offset")
@@ -118,43 +118,6 @@ def _fraction(overlap: str | float, axis: str) -> Decimal:
             f"overlap {overlap!r} on {axis} is neither voxels (32) nor a part ('50%', 0.5)"
         )
     return value
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A half-open box of voxels, `start` up to but not including `stop`, per axis.
-
-    >>> Box((0, 4), (2, 8)).shape
-    (2, 4)
-    """
-
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.start) != len(self.stop) or any(
-            a > b for a, b in zip(self.start, self.stop, strict=True)
-        ):
-            raise GridError(f"no box goes from {self.start} to {self.stop}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
-
-    @property
-    def ndim(self) -> int:
-        return len(self.start)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-
-    def __str__(self) -> str:
-        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
 
 
 class Listing(Sequence[T], Generic[T]):
@@ -390,48 +353,6 @@ class AxisGrid:
         before = (count - 1) * self.patch
         overlap = max(0, self.start(count - 2) + self.patch - last) if count > 1 else 0
         return before - overlap + min(self.patch, self.size - last)
-
-
-def reach_grid(shape: Sequence[int], reach: Sequence[int], unit: Sequence[int]) -> PatchGrid:
-    """Blocks with margins, for a function that looks `reach` voxels to each side.
-
-    Each voxel is taken from the block that owns it, so the result is that of the function on the
-    whole volume. Blocks are multiples of the units that the output is written in, or equal parts
-    of them, so that regions share none; and so large that margins cost little.
-
-    Parameters
-    ----------
-    shape, reach, unit : sequence of int
-        Voxels per axis.
-
-    >>> reach_grid((512, 512, 512), (8, 8, 8), (64, 128, 128)).stride
-    (128, 128, 256)
-    """
-    blocks = [max(1, min(u, n)) for u, n in zip(unit, shape, strict=True)]
-    for axis, (block, margin) in enumerate(zip(blocks, reach, strict=True)):
-        # a margin is shorter than a block
-        blocks[axis] = min(shape[axis], block * (margin // block + 1))
-
-    def cost(axis: int) -> float:
-        return (2 * reach[axis] + 1) / blocks[axis]
-
-    while (
-        halves := [i for i, b in enumerate(blocks) if b % 2 == 0 and b // 2 > 2 * reach[i]]
-    ) and (math.prod(blocks) > MOST_BLOCK):
-        blocks[min(halves, key=cost)] //= 2
-    while (rest := [i for i, b in enumerate(blocks) if b < shape[i]]) and (
-        2 * math.prod(blocks) <= MOST_BLOCK
-    ):
-        axis = max(rest, key=lambda i: (cost(i), i))
-        blocks[axis] = min(shape[axis], 2 * blocks[axis])
-    patch = [b + 2 * r for b, r in zip(blocks, reach, strict=True)]
-    whole = [p >= n for p, n in zip(patch, shape, strict=True)]
-    return PatchGrid(
-        tuple(shape),
-        tuple(n if all_of else p for n, p, all_of in zip(shape, patch, whole, strict=True)),
-        tuple(n if all_of else b for n, b, all_of in zip(shape, blocks, whole, strict=True)),
-        edge=REACH,
-    )
 
 
 @functools.lru_cache(maxsize=1024)

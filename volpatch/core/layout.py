@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from volpatch.core.axes import CHANNELS, SPATIAL
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import Box, PatchGrid, per_axis
+from volpatch.core.grid import PatchGrid, per_axis
 from volpatch.core.parse import by_axis
 
 DEFAULT_CHUNKS = {1: (2**18,), 2: (512, 512), 3: (64, 128, 128)}

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import Box
 
 _UNITS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 

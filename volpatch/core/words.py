@@ -8,10 +8,11 @@ from typing import Any
 from volpatch.core.blending import BlendSpec, check_dtype
 from volpatch.core.declared import table
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import PatchGrid, per_axis, reach_grid, whole_number
+from volpatch.core.grid import PatchGrid, per_axis, whole_number
 from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import by_axis, whole_counts
+from volpatch.core.reach import reach_grid
 from volpatch.core.window import Window, windows_per_axis
 
 DEFAULT_PATCH = 64

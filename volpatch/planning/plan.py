@@ -23,7 +23,8 @@ from typing import Any
 
 from volpatch.core import tables
 from volpatch.core.blending import FINALIZE_PLANES, BlendSpec, Mode, rows_at_once
-from volpatch.core.grid import REACH, Box
+from volpatch.core.box import Box
+from volpatch.core.grid import REACH
 from volpatch.core.layout import Layout
 from volpatch.core.options import JobOptions
 from volpatch.core.parse import printable, show_bytes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volpatch.core.axes import SPATIAL
+from volpatch.core.box import Box
 from volpatch.core.errors import SettingError
-from volpatch.core.grid import Box
 from volpatch.planning.plan import Plan
 from volpatch.storage.volume import Source
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from volpatch.compute.blend import Stats
 from volpatch.core import resources as machine
+from volpatch.core.box import Box
 from volpatch.core.errors import (
     FunctionError,
     IncompleteError,
@@ -23,7 +24,6 @@ from volpatch.core.errors import (
     VolpatchError,
     traceback_text,
 )
-from volpatch.core.grid import Box
 from volpatch.core.parse import show_numbers
 from volpatch.report.progress import Progress
 from volpatch.running.pool import Done, Event, Failed, Pool, Ticked, WorkerDiedError

@@ -29,8 +29,9 @@ from volpatch.compute.skip import PatchFilter
 from volpatch.compute.stream import Stopped, Stream
 from volpatch.core import resources as machine
 from volpatch.core.blending import BlendSpec
+from volpatch.core.box import Box
 from volpatch.core.errors import FunctionError, SourceError, blamed
-from volpatch.core.grid import Box, PatchGrid
+from volpatch.core.grid import PatchGrid
 from volpatch.functions.named import Func, FunctionSpec, loaded
 from volpatch.planning.plan import Plan
 from volpatch.running.inflight import InFlight

@@ -29,8 +29,9 @@ from volpatch.compute.buffers import PatchTables, Ring
 from volpatch.compute.kernels import cut
 from volpatch.compute.reading import Read, RingInput, reach_of
 from volpatch.core.blending import BlendSpec
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError, MemoryLimitError, SettingError
-from volpatch.core.grid import Box, Overlap, PatchGrid
+from volpatch.core.grid import Overlap, PatchGrid
 from volpatch.core.layout import Layout, refuse_beside_grid
 from volpatch.core.options import Sizes
 from volpatch.core.parse import by_axis, parse_bytes, show_bytes, whole_counts

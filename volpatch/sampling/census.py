@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.skip import Cells as Axis
+from volpatch.core.box import Box
 from volpatch.core.errors import SettingError
-from volpatch.core.grid import Box
 from volpatch.planning.masks import Positions, axis_cells, places_of
 from volpatch.sampling.views import View, check_listed
 from volpatch.storage.adapt import as_volume

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from volpatch.core.box import Box
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import Box, per_axis, whole_number
+from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout, refuse_grid
 from volpatch.core.options import Sizes
 from volpatch.core.parse import by_axis, whole_counts

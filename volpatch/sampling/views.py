@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from volpatch.compute.reading import Read
 from volpatch.core.blending import check_dtype
+from volpatch.core.box import Box
 from volpatch.core.errors import SettingError
-from volpatch.core.grid import Box
 from volpatch.core.layout import Layout
 from volpatch.storage.adapt import AnyVolume
 

@@ -19,8 +19,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from volpatch.core import resources as machine
+from volpatch.core.box import Box
 from volpatch.core.errors import RunError, SettingError, VolpatchError, said, traceback_text
-from volpatch.core.grid import Box
 from volpatch.planning.plan import CHUNKS_IN_FLIGHT, Plan
 from volpatch.running.inflight import in_flight
 from volpatch.running.pool import Done, Failed, Listener, More, Ticked, WorkerDiedError
