@@ -31,12 +31,18 @@ OPTIONS = {
     "file": "--apply func.py:add --param by=2 --param 'name=\"3\"' --window crop --patch 4"
     " --depends-on func.py",
     "factory": "--factory func.py:make --finalize func.py:half --dtype uint8 --patch 4",
+    "reach": "--apply func.py:smooth --reach 1,2,3 --chunks 4 --depends-on func.py",
+    "filter": "--apply gaussian --param sigma=[0.5,1,0.5] --dtype float32",
     "resources": "--apply identity --patch 4 --chunks 4 --workers 1 --region 8 --memory-limit 2GiB",
 }
 CODE = """
 def add(patch, by, name):
     assert name == "3"
     return patch + patch.dtype.type(by)
+
+def smooth(patch):
+    from scipy import ndimage
+    return ndimage.uniform_filter(patch, [3, 5, 7])
 
 def make():
     return lambda patch: patch

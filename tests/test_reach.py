@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import dask.array as da
 import numpy as np
@@ -175,6 +176,8 @@ def test_around_the_whole_volume_nothing_is_near():
         ({"reach": 2, "patch": 8}, "reach computes every voxel once, .* so patch has no meaning"),
         ({"reach": 2, "overlap": 4}, "so overlap has no meaning beside it; leave one of them out"),
         ({"reach": 2, "mask": np.ones((30, 26, 33))}, "so mask has no meaning beside it"),
+        ({"reach": 2, "window": [np.ones, "hann", "hann"]}, "so window has no meaning beside it"),
+        ({"reach": 2, "offset": (0, 1, 0)}, "so offset has no meaning beside it"),
         ({"reach": 2, "nan_policy": "omit"}, "so nan_policy has no meaning beside it"),
         ({"reach": -1}, "reach must not be negative, got -1"),
         ({"reach": 1.5}, "reach on z must be a whole number of voxels, got 1.5"),
@@ -185,3 +188,24 @@ def test_what_reach_cannot_be_is_said(options, says):
     volume = distinct((30, 26, 33))
     with pytest.raises((GridError, SettingError), match=says):
         map_patches(smooth, volume, **options)
+
+
+def test_a_job_and_a_retry_have_the_same_blocks(ask, tmp_path):
+    volume = distinct((37, 45, 52), "uint16")
+    store(tmp_path / "in.zarr", volume, 8)
+    line = ("plan", tmp_path / "in.zarr", tmp_path / "out.zarr", "--apply", "gaussian")
+    code, _, err = ask(*line, "--chunks", "8", "-o", tmp_path / "job.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "job.json").read_text())["options"]["reach"] == dict.fromkeys(
+        "zyx", 4
+    )
+    code, _, err = ask("run", tmp_path / "job.json")
+    assert code == 0, err
+    wanted = np.rint(smooth(volume)).astype(np.uint16)
+    np.testing.assert_array_equal(image(tmp_path / "out.zarr"), wanted)
+    damaged = next((tmp_path / "out.zarr").rglob("c/1/1/1"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(b"\0" + content[1:])
+    code, _, err = ask("retry", tmp_path / "out.zarr")
+    assert code == 0, err
+    assert damaged.read_bytes() == content

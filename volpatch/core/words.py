@@ -48,12 +48,16 @@ def asks_for_patches(patch: Sizes | None, said: BlendOptions) -> str | None:
     """The first of the options that were given and belong to patches; None without any."""
     if patch is not None:
         return "patch"
+    values: dict[str, Any] = {**said}
     for name, option in table(BlendOptions).items():
-        value: Any = said[name]  # type: ignore[literal-required]
-        asked = value is not None if option.default is None else value != option.default
-        if name in _OF_PATCHES and asked:
+        # an array as a mask, or a window for each axis, is not to be compared
+        if name in _OF_PATCHES and not (values[name] is None or _is(values[name], option.default)):
             return name
     return "nan_policy" if said["nan_policy"] == "omit" else None
+
+
+def _is(value: Any, default: Any) -> bool:
+    return isinstance(value, type(default)) and bool(value == default)
 
 
 def blocks_with_reach(
@@ -74,15 +78,20 @@ def blocks_with_reach(
             f"reach computes every voxel once, in blocks that it chooses, so {name} has no meaning "
             f"beside it; leave one of them out"
         )
+    shape = layout.patched_shape
+    if unit is None:
+        unit, _ = write_units(layout.patched_dims, shape, None, 1)
+    return reach_grid(shape, reach_per_axis(layout, reach), unit)
+
+
+def reach_per_axis(layout: Layout, reach: Sizes) -> tuple[int, ...]:
+    """Voxels to each side, for each of the patched axes."""
     dims = layout.patched_dims
     given = per_axis(by_axis(reach, dims, "reach"), len(dims), "reach")
     sizes = [whole_number(size, f"reach on {dim}") for size, dim in zip(given, dims, strict=True)]
     if min(sizes) < 0:
         raise GridError(f"reach must not be negative, got {reach}")
-    shape = layout.patched_shape
-    if unit is None:
-        unit, _ = write_units(dims, shape, None, 1)
-    return reach_grid(shape, sizes, unit)
+    return tuple(sizes)
 
 
 def blend_spec(

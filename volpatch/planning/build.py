@@ -18,7 +18,7 @@ from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
-from volpatch.core.words import blend_spec, blocks_with_reach
+from volpatch.core.words import blend_spec, blocks_with_reach, reach_per_axis
 from volpatch.functions.named import Func, operation_dtype, operation_reach
 from volpatch.planning.fit import fit
 from volpatch.planning.inputs import absent_files
@@ -107,6 +107,7 @@ def make_draft(
         shards=options["shards"],
     )
     if blend["reach"] is not None:
+        blend["reach"] = reach_per_axis(layout, blend["reach"])
         grid = blocks_with_reach(layout, blend["reach"], patch, blend, shards or chunks)
         blending = replace(blending, grid=grid)
     volume = Volume(
@@ -138,7 +139,7 @@ def make_draft(
         concurrent_calls=whole_counts(options["concurrent_calls"], None, "concurrent_calls"),
         free_disk=_free_disk(target),
         held=held_before(machine.resident_bytes()),
-        options={**options, "missing": missing_of(source)},
+        options={**options, "reach": blend["reach"], "missing": missing_of(source)},
         func=func,
         finalize=finalize,
     )

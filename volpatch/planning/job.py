@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     SettingError
         If the plan holds functions that have no name to be saved under.
     """
-    blending, grid, layout = plan.blending, plan.blending.grid, plan.layout
+    blending, layout = plan.blending, plan.layout
 
     def named(values: Any) -> dict[str, Any] | None:
         return None if values is None else dict(zip(layout.patched_dims, values, strict=True))
@@ -56,11 +56,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             raise SettingError("a plan with a window function cannot be saved; name a window")
     bounds = zip(layout.dims, plan.roi.start, plan.roi.stop, strict=True)
     settled: JobOptions = {
-        "patch": named(grid.patch),
-        "stride": named(grid.stride),
-        "edge": named(grid.edge),  # type: ignore[typeddict-item]
-        "offset": named(grid.offset) or 0,
-        "window": named(blending.windows) or "hann",
+        **_sizes(plan, named),
         "dtype": None if blending.dtype is None else str(blending.dtype),
         "input_dtype": str(blending.input_dtype),
         "mask": _json_option(plan, "mask", str),
@@ -88,6 +84,20 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "finalize": _function_json(plan.finalize, "finalize"),
         "options": {**plan.options, **settled, "overlap": None},
         "figures": plan.to_json(),
+    }
+
+
+def _sizes(plan: Plan, named: Callable[[Any], dict[str, Any] | None]) -> JobOptions:
+    """What the grid is made of again: the reach alone, or the patches."""
+    if (reach := plan.options["reach"]) is not None:
+        return {"reach": named(reach)}
+    grid = plan.blending.grid
+    return {
+        "patch": named(grid.patch),
+        "stride": named(grid.stride),
+        "edge": named(grid.edge),  # type: ignore[typeddict-item]
+        "offset": named(grid.offset) or 0,
+        "window": named(plan.blending.windows) or "hann",
     }
 
 
