@@ -1,7 +1,7 @@
 """What users call for arrays: NumPy in gives NumPy out, dask dask, xarray xarray.
 
 The only place that asks what kind of array it was given. Each verb takes the array
-apart (data, names of axes), works on NumPy or dask, and disk the answer together again.
+apart (data, names of axes), works on NumPy or dask, and puts the answer together again.
 """
 
 from __future__ import annotations
@@ -355,7 +355,7 @@ def merge(
     given = _in_order(as_array(patches, "merge"))
     lead = lazy.check_patches(given.data.shape, grid)
     kind = check_dtype(given.data.dtype, "the patches' dtype")
-    blending = lazy.merge_recipe(
+    blending = lazy.merge_spec(
         grid,
         windows_per_axis(window, grid.ndim, reduce),
         kind,

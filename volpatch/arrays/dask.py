@@ -346,7 +346,7 @@ def check_patches(shape: Sequence[int], grid: PatchGrid) -> int:
     return len(shape) - 2 * n
 
 
-def merge_recipe(grid: PatchGrid, windows: Any, kind: Any, **options: Any) -> BlendSpec:
+def merge_spec(grid: PatchGrid, windows: Any, kind: Any, **options: Any) -> BlendSpec:
     """The blending for merging patches of a dtype that are there already."""
     blending = BlendSpec(grid, windows, kind, kind, **options)
     return replace(blending, result_dtype=kind)

@@ -73,7 +73,7 @@ class Merger:
             wanted = own
         unknown = np.dtype(np.float32)
         self.grid = grid
-        self._recipe = BlendSpec(
+        self._blending = BlendSpec(
             grid,
             windows_per_axis(window, grid.ndim, reduce),
             unknown,
@@ -159,7 +159,7 @@ class Merger:
         return values.shape[1] if has_channels else None
 
     def _begin(self, dtype: np.dtype[Any], channels: int | None) -> None:
-        blending = replace(self._recipe, result_dtype=dtype, channels_out=channels)
+        blending = replace(self._blending, result_dtype=dtype, channels_out=channels)
         box = Box((0,) * self.grid.ndim, self.grid.shape)
         shape = (*(() if channels is None else (channels,)), *box.shape)
         if self._out is not None and tuple(self._out.shape) != shape:

@@ -315,7 +315,7 @@ def _split(text: str) -> tuple[str, str, str]:
 def _without_current_folder() -> Iterator[None]:
     """Keep the current folder from being searched.
 
-    `''` stands for it in interactive Python, and `python -m` disk it first. A later entry (an
+    `''` stands for it in interactive Python, and `python -m` puts it first. A later entry (an
     editable install, PYTHONPATH) was put there on purpose and stays.
     """
     before = list(sys.path)

@@ -170,7 +170,7 @@ def _read_index(span: _Span, index: IndexForm) -> NDArray[Any]:
     if len(wrong):
         place = tuple(map(int, wrong[0]))
         raise ValueError(
-            f"its index disk chunk {place} at byte {offsets[place]} with {lengths[place]} bytes, "
+            f"its index puts chunk {place} at byte {offsets[place]} with {lengths[place]} bytes, "
             f"and it has {span.length}"
         )
     return table

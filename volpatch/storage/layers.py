@@ -81,7 +81,7 @@ class LayerWriter:
         self.finished: list[Unit] = []
         self._spec = spec
         self._root = root
-        self._puts = disk
+        self._disk = disk
         self._check = check
         self._encoder = ChunkEncoder(spec)
         self._wanted = wanted or {}
@@ -122,7 +122,7 @@ class LayerWriter:
         self._next = None
         while self._open:
             _, (temp, _, _) = self._open.popitem()
-            self._puts.drop_temp(temp)
+            self._disk.drop_temp(temp)
 
     def __enter__(self) -> LayerWriter:
         return self
@@ -169,7 +169,7 @@ class LayerWriter:
             if self._spec.shards is None:
                 pieces = self._chunk(layer, corner, unit)
                 number, digest = self._known(unit, _hashed(hashlib.sha256(), pieces))
-                size = self._puts.put(self._root / _key(unit), pieces)
+                size = self._disk.put(self._root / _key(unit), pieces)
                 self._count(number, size, digest)
             else:
                 self._extend_shard(unit, layer, corner, low)
@@ -179,18 +179,18 @@ class LayerWriter:
     ) -> None:
         """Append one layer of a shard's chunks to its file; the last one completes it."""
         if unit not in self._open:
-            self._open[unit] = self._puts.new_temp(), self._new_index(unit), hashlib.sha256()
+            self._open[unit] = self._disk.new_temp(), self._new_index(unit), hashlib.sha256()
         temp, index, running = self._open[unit]
         first, last = self._unit_box(unit)
         first[self.axis] = low
         last[self.axis] = low + 1
         chunks = touched(first, last, self._spec.chunks)
-        self._puts.append(temp, self._indexed(index, chunks, layer, corner, running))
+        self._disk.append(temp, self._indexed(index, chunks, layer, corner, running))
         if not index.waiting:
             end = index.encode()
             number, digest = self._known(unit, _hashed(running, end))
-            size = index.size + self._puts.append(temp, end)
-            patiently(lambda: self._puts.publish_temp(temp, self._root / _key(unit)))
+            size = index.size + self._disk.append(temp, end)
+            patiently(lambda: self._disk.publish_temp(temp, self._root / _key(unit)))
             del self._open[unit]
             self._count(number, size, digest)
 
