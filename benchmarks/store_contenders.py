@@ -50,7 +50,9 @@ class Order:
     def target(self, path: Path) -> Any:
         """An empty array for the result, with the codecs that volpatch writes."""
         import zarr
-        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        from volpatch.core.options import DEFAULT_CODEC
+        from volpatch.storage.compressors import Codec
 
         return zarr.create_array(
             path,
@@ -58,7 +60,7 @@ class Order:
             chunks=tuple(min(c, n) for c, n in zip(self.chunks, self.shape, strict=True)),
             shards=self.shards,
             dtype=self.dtype,
-            compressors=[ZstdCodec(), Crc32cCodec()],
+            compressors=Codec.parse(DEFAULT_CODEC).for_metadata(np.dtype(self.dtype).itemsize),
             overwrite=True,
         )
 

@@ -150,7 +150,7 @@ def test_options_reach_python_as_python_would_write_them(ask, monkeypatch):
         "--patch 8,16,16 --overlap 4,50%,0.25 --window hann,gaussian:3,crop --edge pad,shift,drop "
         "--offset 1 --batch-size 4 --dtype float32 --out-channels 2 --input-dtype uint8 "
         "--fill-value nan --pad-mode edge --pad-value -1.5 --chunks 16,32,32 --shards 64 "
-        "--codec lz4 --region 128 --memory-limit 2GiB --func-memory 10MB --workers 3 "
+        "--codec blosc-lz4 --region 128 --memory-limit 2GiB --func-memory 10MB --workers 3 "
         "--backend processes --concurrent-calls 2 --channel-axis c --roi z=0:64 --level 1 "
         "--missing fill --apply gaussian --param sigma=1.5 --finalize functions.py:labels"
     )
@@ -178,7 +178,7 @@ def test_options_reach_python_as_python_would_write_them(ask, monkeypatch):
         "pad_value": -1.5,
         "chunks": (16, 32, 32),
         "shards": 64,
-        "codec": "lz4",
+        "codec": "blosc-lz4",
         "region": 128,
         "memory_limit": "2GiB",
         "func_memory": "10MB",

@@ -105,7 +105,11 @@ FIELDS = {
     "chunks": ({}, {"chunks": 4}, r"output\.chunks was \[8, 8, 8\] and is now \[4, 4, 4\]"),
     "larger chunks": ({}, {"chunks": 12, "region": None}, r"output\.chunks was \[8.* now \[12"),
     "shards": ({}, {"shards": 16, "region": None}, r"output\.shards was nothing .* \[16, 16, 16\]"),
-    "codec": ({}, {"codec": "lz4"}, r"output\.codec was \"zstd\" and is now \"lz4\""),
+    "codec": (
+        {},
+        {"codec": "blosc-lz4"},
+        r"output\.codec was \"blosc-zstd:1\" and is now \"blosc-lz4:5\"",
+    ),
     "batches at all": ({}, {"batch_size": 2}, r"batches was false and is now true"),
     "func_version": (
         {"func_version": "1"},

@@ -77,7 +77,7 @@ def test_runs_parts_and_repairs_work_without_assertions(tmp_path):
     [
         TargetSpec((100, 90, 80), "uint16", ("z", "y", "x"), (8, 16, 16), (32, 64, 64)),
         TargetSpec(
-            (3, 2, 10, 9), "float32", ("t", "c", "y", "x"), (1, 1, 16, 16), codec="lz4",
+            (3, 2, 10, 9), "float32", ("t", "c", "y", "x"), (1, 1, 16, 16), codec="blosc-lz4",
             units=(None, None, "micrometer", None), spacing=(1, 1, 0.5, 1e-9),
             attributes={"a": "ünï", "b": [1e300, None]},
         ),

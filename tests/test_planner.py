@@ -462,7 +462,7 @@ def images(tmp_path_factory):
             {"patch": (8, 16, 32), "window": ("hann", "constant", "gaussian:2"), "fill_value": 0},
         ),
         ("zyx", {"patch": 16, "stride": 20, "fill_value": 7, "offset": (1, 2, 3), "edge": "drop"}),
-        ("zyx", {"patch": 16, "chunks": 8, "shards": (16, 32, 32), "codec": "lz4"}),
+        ("zyx", {"patch": 16, "chunks": 8, "shards": (16, 32, 32), "codec": "blosc-lz4"}),
         ("zyx", {"patch": 16, "roi": "z=5:64,x=-20:", "pad_mode": "constant", "pad_value": 3}),
         ("zyx", {"patch": 32, "region": (64, 32, 32), "chunks": 32, "workers": 2}),
         (

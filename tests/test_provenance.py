@@ -23,7 +23,7 @@ OPTIONS = {
     "crop": "--apply median --param size=3 --window crop --patch 5,6,7 --stride 4,5,6 --level 0",
     "pads": "--apply identity --edge pad,shift,pad --pad-mode constant --pad-value 7 --patch 6",
     "drops": "--apply identity --edge drop --stride 5 --patch 4 --fill-value 3 --offset 1,0,2",
-    "part": "--apply identity --roi z=2:9,x=3:9 --patch 4 --chunks 4 --shards 8 --codec lz4",
+    "part": "--apply identity --roi z=2:9,x=3:9 --patch 4 --chunks 4 --shards 8 --codec blosc-lz4",
     "floats": "--apply normalize --input-dtype float64 --dtype float32 --batch-size 3 --patch 5",
     "skips": "--apply identity --skip-below 90.5 --fill-value -1 --dtype int32 --patch 4",
     "mask": "--apply identity --mask mask.zarr --fill-value 0 --patch 4",

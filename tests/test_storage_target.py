@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import re
+import threading
 from pathlib import Path
 
 import numcodecs.blosc
@@ -24,6 +25,7 @@ from ome_zarr_models import open_ome_zarr
 
 from volpatch.core.errors import RunError, SettingError, TargetError
 from volpatch.storage.codec import ChunkEncoder, TargetSpec, checksum
+from volpatch.storage.compressors import Codec
 from volpatch.storage.ledger import Ledger, begin_records
 from volpatch.storage.metadata import metadata_files
 from volpatch.storage.output import Output
@@ -31,7 +33,10 @@ from volpatch.storage.plan_file import PlanFile
 from volpatch.storage.stores.local import AtomicFiles, check_target
 
 DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32", "float64", "bool")
-CODECS = ("zstd", "zstd:1", "lz4", "none")
+CODECS = (
+    *("blosc-zstd", "blosc-zstd:5:bitshuffle", "blosc-zstd:1:noshuffle", "blosc-lz4"),
+    *("zstd", "zstd:1", "none"),
+)
 LAYOUTS = {  # shape, chunks, shards
     "chunks": ((13, 11, 17), (4, 5, 6), None),
     "shards": ((13, 11, 17), (2, 3, 6), (4, 6, 12)),
@@ -179,7 +184,7 @@ def test_chunks_have_the_bytes_zarr_would_write(tmp_path, codec, dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("codec", ["zstd", "blosc-zstd"])
 def test_bytes_do_not_depend_on_the_regions(tmp_path, layout, codec):
     spec = make_spec(layout, codec=codec)
     rank = len(spec.shape)
@@ -277,11 +282,27 @@ def test_a_flipped_bit_is_noticed_on_reading(tmp_path, codec, layout):
             read(tmp_path / "out.zarr")
 
 
-def test_lz4_does_not_run_on_blosc_threads(monkeypatch):
-    """They append blocks as they finish, so the bytes would differ from run to run."""
-    monkeypatch.setattr(numcodecs.blosc, "use_threads", None)
-    ChunkEncoder(make_spec(codec="lz4"))
-    assert numcodecs.blosc.use_threads is False
+@pytest.mark.parametrize("codec", ["blosc-zstd", "blosc-lz4"])
+def test_bytes_do_not_depend_on_threads_of_blosc(codec):
+    """They append blocks as they finish, and any library may turn them on at any time."""
+    noise = np.random.default_rng(0).poisson(200, (64, 128, 128)).astype(np.uint16)
+    spec = TargetSpec(noise.shape, "uint16", ("z", "y", "x"), noise.shape, codec=codec)
+    encoder, turned = ChunkEncoder(spec), threading.Event()
+    alone, _ = encoder.encode(noise)
+
+    def turn():
+        while not turned.is_set():
+            numcodecs.blosc.use_threads = True
+
+    before = numcodecs.blosc.use_threads
+    thread = threading.Thread(target=turn)
+    thread.start()
+    try:
+        assert all(encoder.encode(noise)[0] == alone for _ in range(60))
+    finally:
+        turned.set()
+        thread.join()
+        numcodecs.blosc.use_threads = before
 
 
 def test_checksum_is_crc32c():
@@ -328,7 +349,7 @@ def test_a_coordinate_that_is_zero_is_on_disk(tmp_path):
 
 
 def test_metadata_names_the_codecs(tmp_path):
-    tree = build(tmp_path / "out.zarr", make_spec("chunks", codec="lz4"), volume(make_spec()))
+    tree = build(tmp_path / "out.zarr", make_spec("chunks", codec="blosc-lz4"), volume(make_spec()))
     codecs = json.loads((tree.data / "scale0/image/zarr.json").read_text())["codecs"]
     assert [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"]
     assert codecs[1]["configuration"] == {
@@ -338,6 +359,22 @@ def test_metadata_names_the_codecs(tmp_path):
         "shuffle": "shuffle",
         "blocksize": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "meant", "shuffle"),
+    [
+        ("blosc-zstd", "blosc-zstd:1", "shuffle"),
+        ("blosc-zstd:bitshuffle", "blosc-zstd:1:bitshuffle", "bitshuffle"),
+        ("blosc-lz4:noshuffle", "blosc-lz4:5:noshuffle", "noshuffle"),
+        ("blosc-lz4:9:shuffle", "blosc-lz4:9", "shuffle"),
+    ],
+)
+def test_codecs_are_said_in_one_way_and_shuffle_as_they_say(said, meant, shuffle):
+    spec = make_spec(codec=said)
+    assert spec.codec == meant == make_spec(codec=meant).codec
+    (blosc, _) = Codec.parse(meant).for_metadata(2)
+    assert blosc.to_dict()["configuration"]["shuffle"] == shuffle
 
 
 def test_a_spec_survives_json_and_pickle():
@@ -372,11 +409,16 @@ def test_a_spec_does_not_share_its_attributes():
         ({"shape": (0, 4, 4)}, "must be at least 1"),
         ({"dims": ("z", "y")}, "has 2 entries"),
         ({"dims": ("z", "x", "x")}, "different names"),
-        ({"codec": "gzip"}, "codec='gzip' is not known; choose one of 'zstd', 'zstd:LEVEL'.*"),
-        ({"codec": "zstd:0"}, "'zstd:0' is not known"),
+        ({"codec": "gzip"}, r"codec='gzip' is not known; there are blosc-zstd\[:LEVEL\].*, none"),
+        ({"codec": "lz4"}, "codec='lz4' is not known; lz4 is called blosc-lz4; there are"),
+        ({"codec": 3}, "codec=3 is not known; there are"),
+        ({"codec": "zstd:0"}, "'zstd:0' cannot be: zstd stands with a LEVEL from 1 to 22; there"),
         ({"codec": "zstd:23"}, "LEVEL from 1 to 22"),
-        ({"codec": "zstd:"}, "is not known"),
-        ({"codec": "lz4:5"}, "is not known"),
+        ({"codec": "zstd:"}, "cannot be"),
+        ({"codec": "zstd:3:shuffle"}, "cannot be"),
+        ({"codec": "blosc-lz4:10"}, "blosc-lz4 stands with a LEVEL from 1 to 9"),
+        ({"codec": "blosc-zstd:bitshuffle:1"}, "cannot be"),
+        ({"codec": "none:1"}, "codec='none:1' cannot be: none stands alone; there are"),
         ({"codec": None}, "codec=None is not known"),
         ({"dtype": "complex64"}, "dtype='complex64' cannot be written; choose one of .*'float16'"),
         ({"dtype": "longdouble"}, "cannot be written"),
@@ -389,7 +431,7 @@ def test_a_spec_does_not_share_its_attributes():
         ({"units": (1, 2, 3)}, "names of units"),
         ({"attributes": {"a": {1, 2}}}, "attributes must be JSON values"),
         ({"attributes": {"a": float("nan")}}, "attributes must be JSON values"),
-        ({"shape": (1, 2**20, 2**20), "chunks": (1, 2**15, 2**15), "shards": None, "codec": "lz4"},
+        ({"shape": (1, 2**20, 2**20), "chunks": (1, 2**15, 2**15), "shards": None},
          "below 2 GiB.* have 2147483648 bytes; choose smaller chunks, or codec='zstd'"),
     ],
 )  # fmt: skip

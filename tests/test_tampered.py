@@ -146,7 +146,7 @@ def test_a_record_with_odd_values_is_no_defect(outputs, here, ask, state, some):
 def test_a_job_with_odd_values_is_no_defect(outputs, here, ask, some):
     target = here / "out.zarr"
     grid = (w for name, n in GRID.items() for w in (f"--{name}", n))
-    apply = ("--apply", "tests.helpers_functions:shade", "--codec", "lz4")
+    apply = ("--apply", "tests.helpers_functions:shade", "--codec", "blosc-lz4")
     code, *_ = ask("plan", outputs / "in.zarr", target, *apply, *grid, "-o", here / "job.json")
     assert code == 0
     job = json.loads((here / "job.json").read_text())

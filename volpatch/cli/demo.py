@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from volpatch.compute.compiled import compiled
 from volpatch.core.errors import SettingError, TargetError
+from volpatch.core.options import DEFAULT_CODEC
 from volpatch.core.parse import parse_bytes, show_bytes
 from volpatch.functions.named import FunctionSpec
 from volpatch.planning.plan import Plan
 from volpatch.report.progress import show_seconds
 from volpatch.report.report import RunReport
 from volpatch.running.api import run
+from volpatch.storage.compressors import Codec
 from volpatch.storage.ngff import multiscales
 from volpatch.storage.open import open_source
 
@@ -123,7 +124,7 @@ def write_specimen(
             shape=tuple(shape),
             chunks=chunks,
             dtype=np.uint16,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            compressors=Codec.parse(DEFAULT_CODEC).for_metadata(2),
             dimension_names=("z", "y", "x"),
         )
         slabs = specimen_slabs(shape, seed, spacing_um=spacing_um, noise=noise, planes=chunks[0])

@@ -32,6 +32,7 @@ BACKENDS = ("threads", "processes")
 MISSING = ("auto", "fill", "error")
 FINGERPRINTS = ("sample", "full")
 DURABILITIES = get_args(Durability)
+DEFAULT_CODEC = "blosc-zstd:1"
 PROGRESS = ("auto", "bar", "log", "none")
 
 
@@ -365,9 +366,9 @@ class JobOptions(PatchOption, BlendOptions, Resources, total=False):
     codec: Annotated[
         str,
         Option(
-            help="zstd, zstd:LEVEL, lz4 or none.",
+            help="blosc-zstd, blosc-lz4, zstd, maybe with :LEVEL, or none.",
             topic="Output",
-            default="zstd",
+            default=DEFAULT_CODEC,
             shown="NAME",
             decides="output",
             synonyms=("compressor", "compression", "compressors"),

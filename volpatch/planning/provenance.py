@@ -77,6 +77,17 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue
 
 
+def changed_versions(file: PlanFile) -> str:
+    """Which libraries are no longer those that an output was made with, in words; maybe none."""
+    made_with = (file.layout.get("made") or {}).get("versions") or {}
+    changes = [
+        f"{name} {made_with[name]} became {now}"
+        for name, now in _versions()
+        if made_with.get(name, now) != now
+    ]
+    return ", ".join(changes)
+
+
 # -- the line that makes it again ----------------------------------------------------------
 
 

@@ -8,9 +8,11 @@ import numpy as np
 
 from volpatch.core.errors import IncompleteError, RunError, TargetError
 from volpatch.core.parse import show_numbers
+from volpatch.planning.provenance import changed_versions
 from volpatch.report.report import RunReport
 from volpatch.running.lifecycle import Request, calling, compute, rejoined, unless_published
 from volpatch.running.status import Verification, check_units, fault
+from volpatch.storage.layers import OtherBytesError
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.metadata import completion, metadata_files
 from volpatch.storage.output import Site, Stage
@@ -47,7 +49,14 @@ def _repair_finished(request: Request, ledger: Ledger) -> RunReport:
     with calling(request) as pool, request.work.beside() as site:
         _repair_metadata(ledger, site)
         wanted = ledger.checksums(broken)
-        return compute(request, joined, pool, site, broken, bad=bad, publish=False, wanted=wanted)
+        try:
+            return compute(
+                request, joined, pool, site, broken, bad=bad, publish=False, wanted=wanted
+            )
+        except OtherBytesError as error:
+            if not (changed := changed_versions(ledger.file)):
+                raise
+            raise OtherBytesError(f"{error}. Since then {changed}") from None
 
 
 def _repair_unfinished(request: Request, ledger: Ledger) -> RunReport:

@@ -33,7 +33,7 @@ from volpatch.arrays.dask import borders
 from volpatch.core.axes import CHANNELS, SPATIAL, default_dims, has_positions, in_order
 from volpatch.core.errors import SettingError, TargetError
 from volpatch.core.layout import write_units
-from volpatch.core.options import Durability, Sizes
+from volpatch.core.options import DEFAULT_CODEC, Durability, Sizes
 from volpatch.storage.adapt import AnyVolume, as_array, checked
 from volpatch.storage.codec import TargetSpec
 from volpatch.storage.endings import check_ending
@@ -56,7 +56,7 @@ def to_zarr(
     *,
     chunks: Sizes | None = None,
     shards: Sizes | None = None,
-    codec: str = "zstd",
+    codec: str = DEFAULT_CODEC,
     overwrite: bool = False,
     durability: Durability = "full",
 ) -> str:
@@ -79,8 +79,9 @@ def to_zarr(
         Voxels along z, y, x (those there are), shards being multiples of chunks; other axes
         have chunks of 1. Without `chunks`, those of a lazy array where they are of a handy
         size, else (64, 128, 128) or (512, 512). Memory holds blocks of whole shards.
-    codec : {"zstd", "zstd:LEVEL", "lz4", "none"}
-        Always with a checksum.
+    codec : str
+        "blosc-zstd[:LEVEL][:bitshuffle|noshuffle]" or "blosc-lz4" likewise, "zstd[:LEVEL]", "none";
+        always with a checksum.
     overwrite : bool
         Replace an earlier output of volpatch, once the new one is complete.
     durability : {"full", "process"}

@@ -20,15 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.core.errors import SettingError
+from volpatch.core.options import DEFAULT_CODEC
+from volpatch.storage.compressors import Codec
 
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
-_CODECS = "'zstd', 'zstd:LEVEL' (LEVEL from 1 to 22), 'lz4', 'none'"
-_ZSTD_LEVEL = 3
-_LZ4_LEVEL = 5
-_LZ4_LIMIT = 2**31 - 17  # Blosc keeps sizes in 32 bits, its header included
 _ABSENT = 2**64 - 1
 
 
@@ -47,7 +45,7 @@ class TargetSpec:
     shards : tuple of int, optional
         Multiples of `chunks`; None makes each chunk an object of its own.
     codec : str
-        'zstd', 'zstd:LEVEL', 'lz4' or 'none'; each is followed by a CRC32C.
+        See `volpatch.storage.compressors`; each is followed by a CRC32C.
     name : str
         Name of the image in the OME metadata.
     spacing, origin : tuple of float
@@ -71,7 +69,7 @@ class TargetSpec:
     dims: tuple[str, ...]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
-    codec: str = "zstd"
+    codec: str = DEFAULT_CODEC
     name: str = "image"
     spacing: tuple[float, ...] = ()
     origin: tuple[float, ...] = ()
@@ -107,11 +105,9 @@ class TargetSpec:
             raise SettingError(
                 f"channel_names={self.channel_names} must be one for each of {channels} channels"
             )
-        if parse_codec(self.codec)[0] == "lz4" and self.chunk_nbytes > _LZ4_LIMIT:
-            raise SettingError(
-                f"codec='lz4' takes chunks below 2 GiB, and chunks={self.chunks} of {self.dtype} "
-                f"have {self.chunk_nbytes} bytes; choose smaller chunks, or codec='zstd'"
-            )
+        codec = Codec.parse(self.codec)
+        codec.check(self.chunk_nbytes)
+        self._set("codec", str(codec))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -168,36 +164,6 @@ class TargetSpec:
         return cls(**fields)
 
 
-def parse_codec(codec: str) -> tuple[str, int]:
-    """Name and level of a codec; a SettingError lists the known ones.
-
-    >>> parse_codec("zstd:9")
-    ('zstd', 9)
-    """
-    name, colon, level = codec.partition(":") if isinstance(codec, str) else ("", "", "")
-    if not colon and name in ("zstd", "lz4", "none"):
-        return name, {"zstd": _ZSTD_LEVEL, "lz4": _LZ4_LEVEL, "none": 0}[name]
-    digits = level.isascii() and level.isdigit() and len(level) <= 2
-    if name == "zstd" and digits and 1 <= int(level) <= 22:
-        return name, int(level)
-    raise SettingError(f"codec={codec!r} is not known; choose one of {_CODECS}")
-
-
-def zarr_codecs(codec: str, itemsize: int) -> list[Any]:
-    """The codecs that follow zarr's `bytes` codec, as zarr's own objects, for the metadata."""
-    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-
-    name, level = parse_codec(codec)
-    if name == "zstd":
-        return [ZstdCodec(level=level, checksum=False), Crc32cCodec()]
-    if name == "lz4":
-        blosc = BloscCodec(
-            typesize=itemsize, cname="lz4", clevel=level, shuffle="shuffle", blocksize=0
-        )
-        return [blosc, Crc32cCodec()]
-    return [Crc32cCodec()]
-
-
 class ChunkEncoder:
     """Turns voxels into the bytes of a chunk; one per thread, for it owns a scratch chunk.
 
@@ -209,7 +175,7 @@ class ChunkEncoder:
     def __init__(self, spec: TargetSpec) -> None:
         self.dtype = np.dtype(spec.dtype).newbyteorder("<")
         self._scratch: NDArray[Any] = np.empty(spec.chunks, self.dtype)
-        self._compress = _compressor(spec.codec, self.dtype.itemsize)
+        self._compress = Codec.parse(spec.codec).compressor(self.dtype.itemsize)
 
     def encode(self, block: NDArray[Any]) -> tuple[bytes | memoryview, bytes]:
         """Encoded chunk and its checksum, to be written one after the other.
@@ -233,7 +199,7 @@ class ChunkEncoder:
         voxels.flags.writeable = False  # google_crc32c takes nothing that could change under it
         if self._compress is None:
             return voxels.data, checksum(voxels)
-        payload: bytes = self._compress(voxels)
+        payload = self._compress(voxels)
         return payload, checksum(payload)
 
 
@@ -274,19 +240,6 @@ def checksum(payload: bytes | NDArray[np.uint8]) -> bytes:
     '839206e3'
     """
     return int(google_crc32c.value(payload)).to_bytes(4, "little")
-
-
-def _compressor(codec: str, itemsize: int) -> Any:
-    from numcodecs import Blosc, Zstd, blosc
-
-    name, level = parse_codec(codec)
-    if name == "zstd":
-        return Zstd(level=level).encode
-    if name == "lz4":
-        # Blosc's own threads append blocks as they finish: other bytes in every run.
-        blosc.use_threads = False
-        return Blosc("lz4", level, Blosc.SHUFFLE, 0, typesize=itemsize).encode
-    return None
 
 
 def _sizes(name: str, values: Iterable[int], rank: int) -> tuple[int, ...]:

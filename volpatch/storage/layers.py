@@ -39,6 +39,10 @@ def _key(unit: Sequence[int]) -> str:
     return "/".join((IMAGE, "c", *map(str, unit)))
 
 
+class OtherBytesError(RunError):
+    """An object that is made again does not come out as it was."""
+
+
 class LayerWriter:
     """Writes one box of the image, layer by layer along one axis; for one thread.
 
@@ -239,7 +243,7 @@ class LayerWriter:
         number = int(np.ravel_multi_index(unit, self._spec.unit_grid))
         digest: str = checksum.hexdigest()
         if self._wanted.get(number, digest) != digest:
-            raise RunError(
+            raise OtherBytesError(
                 f"{_key(unit)} came out with other bytes than it had (SHA-256 {digest[:12]}... "
                 f"instead of {self._wanted[number][:12]}...): the function, a library or the "
                 f"input is no longer the same. Nothing was replaced; run anew with overwrite=True"

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from volpatch.core.axes import has_positions
-from volpatch.storage.codec import TargetSpec, zarr_codecs
+from volpatch.storage.codec import TargetSpec
+from volpatch.storage.compressors import Codec
 from volpatch.storage.layers import IMAGE
 from volpatch.storage.ngff import multiscales, omero
 from volpatch.storage.plan_file import PlanFile
@@ -58,7 +59,7 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
         dtype=spec.dtype,
         chunks=spec.chunks,
         shards=spec.shards,
-        compressors=zarr_codecs(spec.codec, itemsize),
+        compressors=Codec.parse(spec.codec).for_metadata(itemsize),
         filters=None,
         fill_value=0,
         dimension_names=spec.dims,
@@ -71,7 +72,7 @@ def metadata_files(spec: TargetSpec, record: Mapping[str, Any]) -> dict[str, byt
                 dim,
                 data=first + step * np.arange(size, dtype=np.float64),
                 chunks=(size,),
-                compressors=zarr_codecs("zstd", 8),
+                compressors=Codec.parse("zstd").for_metadata(8),
                 dimension_names=(dim,),
                 attributes={} if unit is None else {"units": unit},
                 config={"write_empty_chunks": True},  # a lone 0.0 is a value, not a gap
