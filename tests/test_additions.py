@@ -16,6 +16,7 @@ import tifffile
 import volpatch
 from volpatch.cli.main import execute
 from volpatch.functions import registry
+from volpatch.functions.operation import Operation, Parameter
 from volpatch.storage import open as opening
 
 READER = '''
@@ -154,15 +155,9 @@ def divide(patch, by=2):
     return patch // by
 
 
-def check_divisor(by=2):
-    if by < 1:
-        raise volpatch.SettingError(f"by must be at least 1, got {by}")
-
-
 def test_an_operation_is_a_function_and_an_entry_in_the_list(tmp_path, volume, monkeypatch, capsys):
-    made = registry.Operation(
-        "divide", divide, "source", "a part", {"by": "how small (2)"}, check_divisor
-    )
+    by = Parameter("by", 2, "how small (2)", lambda value: value >= 1, "at least 1")
+    made = Operation("divide", divide, "a part", (by,))
     monkeypatch.setitem(registry.OPERATIONS, "divide", made)
     wanted = volpatch.map_patches(divide, volume, 6, dtype="uint8")
     np.testing.assert_array_equal(volpatch.map_patches("divide", volume, 6), wanted)
@@ -170,5 +165,7 @@ def test_an_operation_is_a_function_and_an_entry_in_the_list(tmp_path, volume, m
     line = ["run", str(tmp_path / "in.zarr"), str(tmp_path / "out.zarr"), "--apply", "divide"]
     assert execute([*line, "--patch", "6", "--param", "bi=3"]) == 3
     assert "divide has no parameter 'bi'; it takes by" in capsys.readouterr().err
+    assert execute([*line, "--patch", "6", "--param", "by=0"]) == 3
+    assert "divide: by=0 must be at least 1" in capsys.readouterr().err
     assert execute([*line, "--patch", "6", "--param", "by=2"]) == 0
     np.testing.assert_array_equal(volpatch.open_volume(tmp_path / "out.zarr").values, wanted)

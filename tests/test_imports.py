@@ -199,7 +199,7 @@ def test_a_module_says_what_it_is_and_stays_readable(file):
     ],
 )
 def test_the_order_is_enforced(source, line):
-    place = "volpatch.functions.filters"
+    place = "volpatch.functions.named"
     (wrong,) = out_of_order(place, imports(source, place))
     assert wrong.startswith(line)
 

@@ -28,7 +28,7 @@ from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.parse import parse_roi, whole_counts
 from volpatch.core.window import Window, windows_per_axis
 from volpatch.core.words import blend_spec, make_grid
-from volpatch.functions.named import Function, by_name, loaded, operation_dtype, operation_reach
+from volpatch.functions.named import Function, by_name, loaded, operation_of, settle
 from volpatch.planning.masks import patch_filter_of, places_of
 from volpatch.storage.adapt import AnyVolume, as_array
 from volpatch.storage.open import check_lazy
@@ -119,12 +119,16 @@ def map_patches(
     sizes = patch if said["reach"] is None else said["reach"]
     layout = Layout.of(given.dims, shape, sizes, channel_axis, named=given.named)
     box = parse_roi(roi, given.dims, shape, given.names)
-    if said["dtype"] is None:
-        said["dtype"] = operation_dtype(function, given.data.dtype)
-    if said["reach"] is None:
-        said["reach"] = operation_reach(function, patch, said, len(layout.patched))
+    dtype, operation = given.data.dtype, operation_of(function)
+    settle(said, function, patch, dtype, len(layout.patched))
     blending = blend_spec(
-        layout, box.shape, given.data.dtype, patch, said, finalizes=final is not None
+        layout,
+        box.shape,
+        dtype,
+        patch,
+        said,
+        finalizes=final is not None,
+        result=None if operation is None else operation.result,
     )
     call, finish = loaded(function), None if final is None else loaded(final)
     places = places_of(given, layout.patched_dims)

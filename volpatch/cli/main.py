@@ -234,6 +234,15 @@ def info(path: str, as_line: bool, form: str, **words: Any) -> None:
     answer(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 
 
+@cli.command(epilog="\b\nExample:\n  volpatch filters")
+@options(FORMAT)
+def filters(form: str) -> None:
+    """List the ready-made functions: parameters, reach, dtype, speed."""
+    from volpatch.cli import filters as known
+
+    answer(json.dumps(known.facts(), indent=2) if form == "json" else known.text())
+
+
 @cli.command(
     cls=TopicCommand,
     epilog="\b\nExamples:\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from volpatch.core.blending import BlendSpec, check_dtype
@@ -102,6 +102,7 @@ def blend_spec(
     said: BlendOptions,
     *,
     finalizes: bool = False,
+    result: Callable[[Any], Any] | None = None,
 ) -> BlendSpec:
     """The blending that the user's words for one volume amount to.
 
@@ -109,6 +110,7 @@ def blend_spec(
     ----------
     patch : None where nothing was said.
     said : whole, see `volpatch.core.declared.completed`.
+    result : dtype of what the function gives for patches of a dtype, if that is known.
     """
     dims = layout.patched_dims
     if said["reach"] is not None:
@@ -122,16 +124,20 @@ def blend_spec(
             by_axis(said["window"], dims, "window"), grid.ndim, said["reduce"]
         )
     source = check_dtype(source_dtype, "the source's dtype")
-    dtype, input_dtype, reduce = said["dtype"], said["input_dtype"], said["reduce"]
+    dtype, reduce = said["dtype"], said["reduce"]
+    given = source
+    if said["input_dtype"] is not None:
+        given = check_dtype(said["input_dtype"], "input_dtype")
     return BlendSpec(
         grid,
         windows,
         source,
-        source if input_dtype is None else check_dtype(input_dtype, "input_dtype"),
+        given,
         channels_in=None if layout.channel is None else roi_shape[layout.channel],
         batch_size=whole_counts(said["batch_size"], None, "batch_size"),
         channels_out=whole_counts(said["out_channels"], None, "out_channels"),
         dtype=None if dtype is None else check_dtype(dtype, "dtype"),
+        result_dtype=None if result is None else result(given),
         finalizes=finalizes,
         fill_value=said["fill_value"],
         pad_mode=said["pad_mode"],

@@ -27,7 +27,8 @@ from typing import Any, Self
 from volpatch.core.errors import SettingError, blamed, interrupts, said
 from volpatch.core.options import BlendOptions, Sizes
 from volpatch.core.words import asks_for_patches
-from volpatch.functions.registry import OPERATIONS, Operation, did_you_mean, get
+from volpatch.functions.operation import Operation, did_you_mean
+from volpatch.functions.registry import OPERATIONS, get
 
 _NAME = r"[A-Za-z_]\w*"
 _OPERATION = re.compile(_NAME, re.ASCII)
@@ -190,31 +191,32 @@ def loaded(function: Func | None) -> Callable[..., Any]:
     return function.load() if isinstance(function, FunctionSpec) else function
 
 
-def operation_dtype(function: Func | None, source: Any) -> Any:
-    """The dtype that a ready-made operation gives for that of a volume; None of others.
+def operation_of(function: Func | None) -> Operation | None:
+    """The ready-made operation that a function is; None of a user's own."""
+    return function.operation if isinstance(function, FunctionSpec) else None
 
-    They are intensity operations, and most give back what they are given.
+
+def settle(
+    asked: BlendOptions, function: Func | None, patch: Sizes | None, source: Any, ndim: int
+) -> None:
+    """Fill in what a ready-made operation settles, where nothing else was asked for.
+
+    That is the dtype of the output, since operations give intensities; and the reach, unless
+    there is no bound to it, or something was asked for that belongs to patches.
+
+    Parameters
+    ----------
+    source : dtype of the volume.
+    ndim : number of patched axes.
     """
-    operation = function.operation if isinstance(function, FunctionSpec) else None
-    if operation is None:
-        return None
-    return source if operation.dtype == "source" else operation.dtype
-
-
-def operation_reach(
-    function: Func | None, patch: Sizes | None, asked: BlendOptions, ndim: int
-) -> tuple[int, ...] | None:
-    """How far a ready-made operation looks, along the patched axes; None where patches it is.
-
-    Which is so of the user's own functions, of operations that have no bound, and where anything
-    was asked for that belongs to patches.
-    """
-    if not isinstance(function, FunctionSpec) or function.operation is None:
-        return None
-    operation = function.operation
-    if asked["batch_size"] is not None or asks_for_patches(patch, asked) is not None:
-        return None
-    return operation.reach_of(ndim, dict(function.parameters))
+    operation = operation_of(function)
+    if operation is None or not isinstance(function, FunctionSpec):
+        return
+    if asked["dtype"] is None:
+        asked["dtype"] = operation.output(source)
+    of_patches = asks_for_patches(patch, asked) is not None or asked["batch_size"] is not None
+    if asked["reach"] is None and not of_patches:
+        asked["reach"] = operation.reach_of(ndim, dict(function.parameters))
 
 
 def parse_params(words: Sequence[str]) -> dict[str, object]:

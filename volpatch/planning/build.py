@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from volpatch.core import resources as machine
 from volpatch.core.axes import CHANNELS, has_positions
+from volpatch.core.blending import BlendSpec
 from volpatch.core.declared import part_of
 from volpatch.core.errors import GridError, SettingError, SourceError
 from volpatch.core.grid import per_axis, whole_number
@@ -19,7 +21,8 @@ from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
 from volpatch.core.words import blend_spec, blocks_with_reach, reach_per_axis
-from volpatch.functions.named import Func, operation_dtype, operation_reach
+from volpatch.functions.named import Func, operation_of, settle
+from volpatch.functions.operation import Operation
 from volpatch.planning.fit import fit
 from volpatch.planning.inputs import absent_files
 from volpatch.planning.masks import patch_filter_of, places_of
@@ -89,14 +92,18 @@ def make_draft(
     names = {CHANNELS: source.channel_names} if source.channel_names else None
     roi = parse_roi(options["roi"], source.dims, source.shape, names)
     blend = part_of(options, BlendOptions)
-    if blend["dtype"] is None:
-        blend["dtype"] = operation_dtype(func, source.dtype)
-    if blend["reach"] is None:
-        blend["reach"] = operation_reach(func, patch, blend, len(layout.patched))
+    settle(blend, func, patch, source.dtype, len(layout.patched))
+    operation = operation_of(func)
     blending = blend_spec(
-        layout, roi.shape, source.dtype, patch, blend, finalizes=finalize is not None
+        layout,
+        roi.shape,
+        source.dtype,
+        patch,
+        blend,
+        finalizes=finalize is not None,
+        result=None if operation is None else operation.result,
     )
-    memory, func_memory = options["memory_limit"], options["func_memory"]
+    memory = options["memory_limit"]
     box = [roi.shape[i] for i in layout.patched]
     chunks, shards = write_units(
         layout.patched_dims,
@@ -135,7 +142,7 @@ def make_draft(
         workers=whole_counts(options["workers"], machine.processors(), "workers"),
         backend=options["backend"],
         memory_limit=machine.default_memory_limit() if memory is None else parse_bytes(memory),
-        func_memory=None if func_memory is None else parse_bytes(func_memory, "func_memory"),
+        func_memory=_func_memory(options["func_memory"], operation, blending),
         concurrent_calls=whole_counts(options["concurrent_calls"], None, "concurrent_calls"),
         free_disk=_free_disk(target),
         held=held_before(machine.resident_bytes()),
@@ -148,6 +155,18 @@ def make_draft(
         draft = replace(draft, mask=patch_filter.describe(layout.patched_dims))
     target_spec(draft, source)  # refuses chunks, shards and codecs that cannot be
     return draft
+
+
+def _func_memory(
+    said: int | str | None, operation: Operation | None, blending: BlendSpec
+) -> int | None:
+    """Bytes of a call, where somebody knows them."""
+    if said is not None:
+        return parse_bytes(said, "func_memory")
+    if operation is None:
+        return None
+    voxels = math.prod(blending.grid.patch) * (blending.channels_in or 1)
+    return operation.call_bytes(voxels * (blending.batch_size or 1), blending.input_dtype)
 
 
 def fitted(draft: Plan, region: Sequence[int] | None = None) -> Plan:
