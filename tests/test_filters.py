@@ -181,3 +181,25 @@ def test_filters_are_listed(ask):
     assert facts["background"]["parameters"]["by"]["default"] == "division"
     assert (facts["opening"]["reach"], facts["threshold"]["stored"]) == (2, "bool")
     assert facts["normalize"]["reach"] is None
+
+
+@pytest.mark.parametrize(
+    ("target", "parameters", "reach", "tight"),
+    [
+        ("restoration:rolling_ball", {"radius": 5}, 5, True),
+        ("restoration:denoise_tv_chambolle", {"eps": 0, "max_num_iter": 8}, 8, False),
+        ("filters:threshold_sauvola", {"window_size": 15}, 7, True),
+        ("filters:threshold_local", {"block_size": 15}, 9, True),
+        ("filters:sato", {"sigmas": [2], "black_ridges": False}, 24, False),
+    ],
+)
+def test_functions_of_the_guide_have_the_reach_it_says(
+    monkeypatch, target, parameters, reach, tight
+):
+    monkeypatch.setattr(reaches, "MOST_BLOCK", 20_000)
+    volume = distinct((100, 20, 20), "uint16")
+    spec = FunctionSpec.parse(f"skimage.{target}", parameters)
+    wanted = spec.load()(volume)
+    np.testing.assert_array_equal(map_patches(spec, volume, reach=reach), wanted)
+    if tight:
+        assert (map_patches(spec, volume, reach=reach - 1) != wanted).any()

@@ -12,7 +12,7 @@ from volpatch.core.errors import SettingError
 FOLDER = files("volpatch") / "guides"
 # in the order in which a newcomer reads them
 NAMES = (
-    *("start", "windows", "lazy", "formats", "output"),
+    *("start", "windows", "filters", "lazy", "formats", "output"),
     *("cluster", "repair", "coming-from", "performance", "developing"),
 )
 
