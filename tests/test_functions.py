@@ -75,7 +75,7 @@ def test_an_operation_is_loaded_with_its_parameters():
     function = FunctionSpec.parse("median", {"size": 1}).load()
     patch = np.arange(27).reshape(3, 3, 3)
     np.testing.assert_array_equal(function(patch), patch)
-    assert FunctionSpec.parse("median").operation.dtype == "source"
+    assert FunctionSpec.parse("median").operation.output("uint8") == np.uint8
 
 
 def test_an_installed_module_is_imported():
@@ -195,7 +195,7 @@ def test_a_file_without_a_function_says_how_to_name_one():
 def test_an_unknown_operation_gets_the_known_ones():
     shown = message(lambda: FunctionSpec.parse("medain"))
     assert "did you mean 'median'?" in shown
-    assert "identity, gaussian, median, normalize" in shown
+    assert "identity, threshold, normalize, gaussian" in shown
 
 
 def test_an_operation_is_no_factory():

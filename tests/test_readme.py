@@ -65,4 +65,6 @@ def test_guides_are_listed_and_shown(capsys):
 
 def test_a_guide_that_there_is_not_gets_the_names_of_all(capsys):
     assert execute(["guide", "widnows"]) == 3
-    assert "there is no guide 'widnows'; there are start, windows, filters" in capsys.readouterr().err
+    assert (
+        "there is no guide 'widnows'; there are start, windows, filters" in capsys.readouterr().err
+    )

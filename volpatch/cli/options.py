@@ -200,7 +200,7 @@ FUNCTION = (
         "Function",
         ("--apply",),
         "NAME",
-        "identity, gaussian, median, normalize, package.module:function or file.py:function.",
+        "One of `volpatch filters`, package.module:function or file.py:function.",
     ),
     Row(
         "Function",
