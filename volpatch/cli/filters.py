@@ -18,7 +18,7 @@ def facts() -> list[dict[str, Any]]:
             "summary": one.summary,
             "parameters": {p.name: {"default": p.default, "help": p.help} for p in one.parameters},
             "reach": _reach(one),
-            "stored": one.stored or one.returns,
+            "stored": one.kept,
             "speed": None if math.isnan(one.speed) else one.speed,
         }
         for one in OPERATIONS.values()
@@ -32,11 +32,10 @@ def text() -> str:
 
 def _lines() -> Iterator[str]:
     for one in OPERATIONS.values():
-        stored = one.stored or one.returns
         reach = _reach(one)
         looks = "looks at the whole patch" if reach is None else f"reach {reach}"
         speed = "" if math.isnan(one.speed) else f", {one.speed:g} Mvoxel/s"
-        dtype = "the source's dtype" if stored == "source" else stored
+        dtype = "the source's dtype" if one.kept == "source" else one.kept
         yield f"{one.name:<11} {one.summary} ({looks}, {dtype}{speed})"
         for parameter in one.parameters:
             yield f"{'':<11}   {parameter.name:<11} {parameter.help}"

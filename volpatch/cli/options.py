@@ -122,7 +122,7 @@ def _takes(args: Sequence[str], name: str) -> bool:
     from volpatch.functions.registry import OPERATIONS
 
     operation = OPERATIONS.get(_after("--apply", args))
-    return operation is not None and any(one.name == name for one in operation.parameters)
+    return operation is not None and name in operation.filled({})
 
 
 _TOPICS = ("Function", "Patches", "Skipping", "Volume", "Output", "Failures", "Resources")

@@ -209,8 +209,7 @@ def settle(
     source : dtype of the volume.
     ndim : number of patched axes.
     """
-    operation = operation_of(function)
-    if operation is None or not isinstance(function, FunctionSpec):
+    if not isinstance(function, FunctionSpec) or (operation := function.operation) is None:
         return
     if asked["dtype"] is None:
         asked["dtype"] = operation.output(source)

@@ -134,8 +134,12 @@ class Operation:
 
     def output(self, source: Any) -> np.dtype[Any]:
         """The dtype that its result is stored as."""
-        stored = self.stored or self.returns
-        return np.dtype(source if stored == "source" else stored)
+        return np.dtype(source if self.kept == "source" else self.kept)
+
+    @property
+    def kept(self) -> str:
+        """What the result is stored as, in the words of `stored`."""
+        return self.stored or self.returns
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from volpatch.core.grid import per_axis, whole_number
 from volpatch.core.layout import Layout, write_units
 from volpatch.core.options import BlendOptions, JobOptions
 from volpatch.core.parse import by_axis, parse_bytes, parse_roi, whole_counts
-from volpatch.core.words import blend_spec, blocks_with_reach, reach_per_axis
+from volpatch.core.words import blend_spec, blocks_with_reach
 from volpatch.functions.named import Func, operation_of, settle
 from volpatch.functions.operation import Operation
 from volpatch.planning.fit import fit
@@ -114,7 +114,6 @@ def make_draft(
         shards=options["shards"],
     )
     if blend["reach"] is not None:
-        blend["reach"] = reach_per_axis(layout, blend["reach"])
         grid = blocks_with_reach(layout, blend["reach"], patch, blend, shards or chunks)
         blending = replace(blending, grid=grid)
     volume = Volume(

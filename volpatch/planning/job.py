@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from volpatch.core.declared import check_names
 from volpatch.core.errors import SettingError
 from volpatch.core.grid import per_axis
 from volpatch.core.options import JobOptions
+from volpatch.core.words import reach_per_axis
 from volpatch.functions.named import FunctionSpec
 from volpatch.planning.identity import depends_of
 from volpatch.planning.plan import Plan
@@ -47,16 +48,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
         If the plan holds functions that have no name to be saved under.
     """
     blending, layout = plan.blending, plan.layout
-
-    def named(values: Any) -> dict[str, Any] | None:
-        return None if values is None else dict(zip(layout.patched_dims, values, strict=True))
-
     for window in blending.windows:
         if not isinstance(window, str):
             raise SettingError("a plan with a window function cannot be saved; name a window")
     bounds = zip(layout.dims, plan.roi.start, plan.roi.stop, strict=True)
     settled: JobOptions = {
-        **_sizes(plan, named),
+        **_sizes(plan),
         "dtype": None if blending.dtype is None else str(blending.dtype),
         "input_dtype": str(blending.input_dtype),
         "mask": _json_option(plan, "mask", str),
@@ -64,9 +61,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "skip": _json_option(plan, "skip", (int, float)),
         "channel_axis": None if layout.channel is None else layout.dims[layout.channel],
         "roi": ",".join(f"{d}={a}:{b}" for d, a, b in bounds),
-        "chunks": named(plan.chunks),
-        "shards": named(plan.shards),
-        "region": named(plan.region),
+        "chunks": _named(plan, plan.chunks),
+        "shards": None if plan.shards is None else _named(plan, plan.shards),
+        "region": _named(plan, plan.region),
         "memory_limit": plan.memory_limit,
         "func_memory": plan.func_memory or None,  # a trial may measure 0, which is no setting
         "workers": plan.workers,
@@ -87,17 +84,22 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _sizes(plan: Plan, named: Callable[[Any], dict[str, Any] | None]) -> JobOptions:
+def _named(plan: Plan, values: Sequence[Any]) -> dict[str, Any]:
+    """A value for each patched axis, by its name."""
+    return dict(zip(plan.layout.patched_dims, values, strict=True))
+
+
+def _sizes(plan: Plan) -> JobOptions:
     """What the grid is made of again: the reach alone, or the patches."""
     if (reach := plan.options["reach"]) is not None:
-        return {"reach": named(reach)}
+        return {"reach": _named(plan, reach_per_axis(plan.layout, reach))}
     grid = plan.blending.grid
     return {
-        "patch": named(grid.patch),
-        "stride": named(grid.stride),
-        "edge": named(grid.edge),  # type: ignore[typeddict-item]
-        "offset": named(grid.offset) or 0,
-        "window": named(plan.blending.windows) or "hann",
+        "patch": _named(plan, grid.patch),
+        "stride": _named(plan, grid.stride),
+        "edge": _named(plan, grid.edge),
+        "offset": _named(plan, grid.offset),
+        "window": _named(plan, plan.blending.windows),
     }
 
 

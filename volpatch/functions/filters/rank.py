@@ -20,22 +20,6 @@ from volpatch.functions.operation import (
 
 Size = int | Sequence[int]
 
-_TAKES = """
-    The array is mirrored at its ends.
-
-    Parameters
-    ----------
-    patch : ndarray
-        Booleans, integers or real numbers; where NaNs are near, the result is not defined.
-    size : int or sequence of int
-        Edge of the box in voxels, odd, one for all axes or one per axis; it reaches {reach}.
-
-    Returns
-    -------
-    ndarray
-        In the dtype of the patch.
-    """
-
 
 def _in_boxes(operation: str, of: str, patch: NDArray[Any], size: Size, *more: Any) -> NDArray[Any]:
     values = real(patch, operation)
