@@ -11,6 +11,7 @@ from types import ModuleType
 
 from benchmarks import (
     dense,
+    filters,
     growth,
     in_memory,
     lazily,
@@ -27,6 +28,7 @@ CASES: dict[str, ModuleType] = {
     "in-memory": in_memory,
     "dense": dense,
     "stores": stores,
+    "filters": filters,
     "torch": network,
     "lazy": lazily,
     "memory": growth,

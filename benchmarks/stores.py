@@ -140,7 +140,7 @@ def question(
                 "benchmarks.stores:task",
                 {"name": name, "folder": folder, **asdict(own)},
                 own.shape[0] * own.shape[1] * own.shape[2],
-                copy="copy, fsync" if name.endswith("fsync") else "copy",
+                copy="copy, fsync" if name.endswith("fsync") else "copy by tensorstore",
             )
         )
     of = " x ".join(map(str, shape))

@@ -56,10 +56,11 @@ def map_patches(
 
     Parameters
     ----------
-    func : callable, name of a ready-made operation, or "module:function"
+    func : callable, name of a ready-made operation, "module:function", or (name, parameters)
         `func(patch) -> patch`, or with `batch_size` `func(batch) -> batch` with a leading
         batch axis. It may return extra leading channels, and another dtype. It may write
-        into what it is given, which is valid during the call only.
+        into what it is given, which is valid during the call only. With parameters:
+        `("gaussian", {"sigma": 2})`.
     volume : ndarray, dask array or DataArray
         Real numbers, any number of axes, (z, y, x) last; a masked array is refused.
     patch : int, sequence of int, or mapping by axis name, optional

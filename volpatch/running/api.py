@@ -105,7 +105,7 @@ def run(
 
     Parameters
     ----------
-    func : callable, name of a ready-made operation, "module:function", or None with `setup`
+    func : callable, name, (name, parameters), or None with `setup`
         As in `map_patches`.
     source : path, or what `open_volume` returned
         The volume.
