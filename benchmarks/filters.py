@@ -143,7 +143,8 @@ def _checked(result: Any, title: str, source: Path, made: Path) -> Figures:
     if title.startswith("gaussian"):
         volume = volume.astype(np.float32)
     whole = getattr(ndimage, name)(volume, **params)
-    sure = tuple(slice(0, n if n == m else n - 16) for n, m in zip(whole.shape, given.shape))
+    ends = zip(whole.shape, given.shape, strict=True)
+    sure = tuple(slice(0, n if n == m else n - 16) for n, m in ends)
     got = np.asarray(store[(0,) * (store.ndim - 3) + part])[sure].astype(np.float64)
     return {"error": float(np.abs(got - whole[sure]).max()), **figures}
 

@@ -318,4 +318,11 @@ CONTENDERS: dict[str, Callable[[Order, Path, Path], Run]] = {
     "patchly": patchly,
     "MONAI ZarrAvgMerger": monai,
 }
-SHARDS = ("copy by tensorstore", "copy", "copy, fsync", "volpatch", "volpatch, fsync", "dask map_overlap")
+SHARDS = (
+    "copy by tensorstore",
+    "copy",
+    "copy, fsync",
+    "volpatch",
+    "volpatch, fsync",
+    "dask map_overlap",
+)

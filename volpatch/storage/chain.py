@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ _MAX_CHUNK_BYTES = 2**35
 _MAX_FILE_BYTES = 2**40
 _MAX_CHUNKS_PER_SHARD = 2**22  # an index of 64 MiB, which is read again for every box
 _COMPRESSORS = frozenset({"blosc", "zstd", "gzip", "zlib", "bz2", "lz4", "lzma"})
+# Those that are decoded without the help of zarr.
+DIRECT = frozenset({"blosc", "zstd", "lz4", "gzip", "zlib"})
 # These need packages of their own, and state their sizes in ways that are not looked at.
 _UNSIZED = frozenset({"pcodec", "zfpy"})
 _CHECKSUMS = {"crc32c": "end", "crc32": "start", "adler32": "start"}
@@ -44,12 +46,16 @@ class ChunkForm:
         What the compressor was given, and decoding has to give back.
     compressor : str, optional
         Without one, the chunk is stored in exactly `nbytes` and its checksums.
+    plain : str
+        The dtype, with its byte order, of what decoding gives: voxels in C order, compressed by
+        one of `DIRECT` or not at all, with a CRC32C behind them or nothing. "" for other chains.
     """
 
     nbytes: int
     compressor: str | None = None
     front: int = 0
     back: int = 0
+    plain: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,10 @@ def file_form(path: str, version: int, content: Mapping[str, Any]) -> FileForm:
     limit = _MAX_FILE_BYTES if sharded else _MAX_CHUNK_BYTES
     edges = _checked_shape(outer, shape, itemsize, limit, path)
     if not sharded:
-        return FileForm(edges, edges, _chunk_form(codecs, edges, dtype, path))
+        found = replace(
+            _chunk_form(codecs, edges, dtype, path), plain=_plain(version, content, codecs, dtype)
+        )
+        return FileForm(edges, edges, found)
     if len(codecs) != 1:
         raise SourceError(
             f"{path} has codecs around its shards ({_names(codecs)}), which volpatch does not "
@@ -115,7 +124,9 @@ def file_form(path: str, version: int, content: Mapping[str, Any]) -> FileForm:
         )
     options = codecs[0].options
     inner = _checked_shape(options.get("chunk_shape"), shape, itemsize, _MAX_CHUNK_BYTES, path)
-    form = _chunk_form(_v3_codecs(options.get("codecs", ["bytes"])), inner, dtype, path)
+    codecs = _v3_codecs(options.get("codecs", ["bytes"]))
+    form = _chunk_form(codecs, inner, dtype, path)
+    form = replace(form, plain=_plain(version, content, codecs, dtype))
     return FileForm(edges, inner, form, _index_form(options, edges, inner, path))
 
 
@@ -237,6 +248,30 @@ def _chunk_form(
         elif name not in _SAME_SIZE:
             compressor = name
     return ChunkForm(nbytes, compressor, front, back)
+
+
+def _plain(
+    version: int, content: Mapping[str, Any], codecs: Sequence[_Codec], dtype: str | np.dtype[Any]
+) -> str:
+    """`ChunkForm.plain` of a chain of codecs."""
+    if not isinstance(dtype, np.dtype):
+        return ""
+    match [codec.name for codec in codecs]:
+        case [] if version == 2:
+            known = True
+        case [name] if version == 2:
+            known = name in DIRECT
+        case ["bytes"]:
+            known = True
+        case ["bytes", name] | ["bytes", name, "crc32c"]:
+            at_end = codecs[-1].options.get("location", "end") == "end"
+            known = at_end and (name in DIRECT or (name == "crc32c" and len(codecs) == 2))
+        case _:
+            known = False
+    if version == 2:
+        return dtype.str if known and content.get("order") == "C" else ""
+    big = bool(codecs) and codecs[0].options.get("endian") == "big"
+    return dtype.newbyteorder(">" if big else "<").str if known else ""
 
 
 def _dtype_options(codec: _Codec) -> list[Any]:

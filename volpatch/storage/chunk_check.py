@@ -17,8 +17,9 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ _ABSENT = 2**64 - 1
 _ROOM = 2**28
 _PIECE = 2**16
 _MAX_PIECE = 2**20
+_RUN = 2**20  # bytes of chunks of a shard that are read as one
 # An encoder that gains nothing adds little; a file of many times the voxels is not a chunk.
 _SLACK = 2**20
 
@@ -40,6 +42,9 @@ _ZSTD_MAGIC = 0xFD2FB528
 _ZSTD_SKIPPABLE = 0x184D2A50
 _ZSTD_BLOCK = 2**17  # no block decodes to more
 _ZSTD_MAX_BLOCKS = 2**20
+
+
+_Stored = tuple[tuple[int, ...], int, int]  # place of a chunk in a shard, its offset, its length
 
 
 class AbsentChunk(Exception):  # noqa: N818 - no error where absent chunks are welcome
@@ -52,17 +57,40 @@ class AbsentChunk(Exception):  # noqa: N818 - no error where absent chunks are w
 
 
 @dataclass(frozen=True)
-class _Span:
-    """A part of an open file."""
+class Span:
+    """A part of an open file.
+
+    Attributes
+    ----------
+    held : buffer, optional
+        What is in it, once it was read; looked into instead of the file.
+    """
 
     file: int
     start: int
     length: int
+    held: memoryview | None = None
 
     def read(self, at: int, count: int) -> bytes:
         """Up to `count` bytes from `at`; fewer where the part ends."""
         count = min(count, self.length - at)
-        return os.pread(self.file, count, self.start + at) if count > 0 else b""
+        if count <= 0:
+            return b""
+        if self.held is not None:
+            return bytes(self.held[at : at + count])
+        return os.pread(self.file, count, self.start + at)
+
+    def load(self) -> Span:
+        """The same part with all of its bytes; fewer than before where the file was cut since."""
+        pieces, at = [], 0
+        while at < self.length:  # one read gives 2 GiB at most
+            piece = os.pread(self.file, self.length - at, self.start + at)
+            if not piece:
+                break
+            pieces.append(piece)
+            at += len(piece)
+        held = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return replace(self, length=len(held), held=memoryview(held))
 
     def number(self, at: int, count: int) -> int:
         """The little-endian number in `count` bytes from `at`; they have to be there."""
@@ -71,15 +99,19 @@ class _Span:
             raise ValueError(f"it ends after {self.length} bytes, in the middle of a header")
         return int.from_bytes(found, "little")
 
-    def inside(self, front: int, back: int) -> _Span:
+    def inside(self, front: int, back: int) -> Span:
         """The part without some bytes at either end."""
         if self.length < front + back:
             raise ValueError(f"it has {self.length} bytes, its checksums alone {front + back}")
-        return _Span(self.file, self.start + front, self.length - front - back)
+        held = None if self.held is None else self.held[front : self.length - back]
+        return Span(self.file, self.start + front, self.length - front - back, held)
 
 
-def check_file(path: str, box: Sequence[slice], form: FileForm, *, dense: bool) -> None:
-    """Look at what a box needs of one file.
+@contextmanager
+def checked(
+    path: str, box: Sequence[slice], form: FileForm, *, dense: bool, load: bool = False
+) -> Iterator[Iterator[tuple[tuple[int, ...], Span | None]]]:
+    """Look at what a box needs of one file, chunk by chunk.
 
     Parameters
     ----------
@@ -91,6 +123,14 @@ def check_file(path: str, box: Sequence[slice], form: FileForm, *, dense: bool) 
         What it should hold.
     dense : bool
         Whether an absent chunk is an error.
+    load : bool
+        Read each chunk, once it is known that it is no longer than it may be.
+
+    Yields
+    ------
+    iterator of (tuple of int, Span or None)
+        Each chunk that the box touches: its place in the file, and what is stored; None for
+        an absent one. A chunk is looked at when its turn comes.
 
     Raises
     ------
@@ -99,6 +139,11 @@ def check_file(path: str, box: Sequence[slice], form: FileForm, *, dense: bool) 
     ValueError
         When it is not what it should be; the text follows "is damaged:".
     """
+    spans = [
+        range(one.start // edge, -(-one.stop // edge))
+        for one, edge in zip(box, form.chunk_shape, strict=True)
+    ]
+    places = itertools.product(*spans)
     try:
         file = _open(path)
     except AbsentChunk as absent:
@@ -106,13 +151,14 @@ def check_file(path: str, box: Sequence[slice], form: FileForm, *, dense: bool) 
             raise
         if absent.instead:  # no writer leaves this: it stood for a chunk that is out of reach
             raise ValueError(f"{absent.instead} is in its place") from None
+        yield ((place, None) for place in places)
         return
     try:
-        span = _Span(file, 0, os.fstat(file).st_size)
+        span = Span(file, 0, os.fstat(file).st_size)
         if form.index is None:
-            _check_chunk(span, form.chunk)
+            yield ((place, _looked_at(span, form.chunk, load=load)) for place in places)
         else:
-            _check_shard(span, box, form, form.index, dense=dense)
+            yield _in_shard(span, places, form, form.index, dense=dense, load=load)
     finally:
         os.close(file)
 
@@ -130,29 +176,54 @@ def _open(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _check_shard(
-    span: _Span, box: Sequence[slice], form: FileForm, index: IndexForm, *, dense: bool
-) -> None:
+def _in_shard(
+    span: Span,
+    places: Iterator[tuple[int, ...]],
+    form: FileForm,
+    index: IndexForm,
+    *,
+    dense: bool,
+    load: bool,
+) -> Iterator[tuple[tuple[int, ...], Span | None]]:
     whole = math.prod(form.shape) // math.prod(form.chunk_shape) * form.chunk.nbytes
     _check_length(span.length, whole + index.nbytes)
     table = _read_index(span, index)
-    spans = [
-        range(one.start // edge, -(-one.stop // edge))
-        for one, edge in zip(box, form.chunk_shape, strict=True)
-    ]
-    for place in itertools.product(*spans):
-        offset, length = (int(number) for number in table[place])
-        if offset == _ABSENT:
-            if dense:
-                raise AbsentChunk(place)
-            continue
-        try:
-            _check_chunk(_Span(span.file, offset, length), form.chunk)
-        except ValueError as error:
-            raise ValueError(f"chunk {place} of the shard: {error}") from error
+    stored: Iterable[_Stored] = ((p, int(table[p][0]), int(table[p][1])) for p in places)
+    for run in _runs(sorted(stored, key=lambda one: one[1])) if load else ([o] for o in stored):
+        start, end = run[0][1], run[-1][1] + run[-1][2]
+        held = Span(span.file, start, end - start).load().held if len(run) > 1 else None
+        for place, offset, length in run:
+            if offset == _ABSENT:
+                if dense:
+                    raise AbsentChunk(place)
+                yield place, None
+                continue
+            own = None if held is None else held[offset - start : offset - start + length]
+            try:
+                chunk = Span(span.file, offset, length, own)
+                found = _looked_at(chunk, form.chunk, load=load and own is None)
+            except ValueError as error:
+                raise ValueError(f"chunk {place} of the shard: {error}") from error
+            yield place, found
 
 
-def _read_index(span: _Span, index: IndexForm) -> NDArray[Any]:
+def _runs(stored: Iterable[_Stored]) -> Iterator[list[_Stored]]:
+    """Chunks that lie one behind the other, to be read as one if they are small.
+
+    A request for each of many little chunks is what takes long on a share or a slow disk.
+    """
+    run: list[_Stored] = []
+    for one in stored:
+        follows = bool(run) and run[-1][1] + run[-1][2] == one[1] and one[1] != _ABSENT
+        if run and not (follows and one[1] + one[2] - run[0][1] <= _RUN):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _read_index(span: Span, index: IndexForm) -> NDArray[Any]:
     """(offset, length) per chunk, each inside the file or both absent."""
     if span.length < index.nbytes:
         raise ValueError(f"it has {span.length} bytes, its index alone {index.nbytes}")
@@ -176,17 +247,20 @@ def _read_index(span: _Span, index: IndexForm) -> NDArray[Any]:
     return table
 
 
-def _check_chunk(span: _Span, form: ChunkForm) -> None:
+def _looked_at(span: Span, form: ChunkForm, *, load: bool) -> Span:
+    """A chunk that may be decoded; read before its content is looked at, if it is to be read."""
     if form.compressor is None:
         if span.length != form.nbytes:
             raise ValueError(f"it has {span.length} bytes, its voxels take {form.nbytes}")
-        return
+        return span.load() if load else span
     _check_length(span.length, form.nbytes)
     if span.length == 0:
         raise ValueError("it has 0 bytes")
+    span = span.load() if load else span
     check = _CHECKS.get(form.compressor)
     if check is not None:
         check(span.inside(form.front, form.back), form.nbytes)
+    return span
 
 
 def _check_length(length: int, expected: int) -> None:
@@ -199,7 +273,7 @@ def _check_stated(stated: int, expected: int) -> None:
         raise ValueError(f"it says that it decodes to {stated} bytes, its voxels take {expected}")
 
 
-def _check_blosc(span: _Span, expected: int) -> None:
+def _check_blosc(span: Span, expected: int) -> None:
     header = span.read(0, 16)
     said = int.from_bytes(header[12:16], "little")
     if len(header) < 16 or said != span.length:
@@ -207,11 +281,11 @@ def _check_blosc(span: _Span, expected: int) -> None:
     _check_stated(int.from_bytes(header[4:8], "little"), expected)
 
 
-def _check_lz4(span: _Span, expected: int) -> None:
+def _check_lz4(span: Span, expected: int) -> None:
     _check_stated(span.number(0, 4), expected)
 
 
-def _check_zstd(span: _Span, expected: int) -> None:
+def _check_zstd(span: Span, expected: int) -> None:
     """Add up all frames: what they state, or else what their blocks could hold at most.
 
     Some writers state no size. Blocks have headers of their own, so a bound needs no decoding.
@@ -246,7 +320,7 @@ def _check_zstd(span: _Span, expected: int) -> None:
         raise ValueError(f"it may decode to {most} bytes, its voxels take {expected}")
 
 
-def _zstd_header(span: _Span, at: int) -> tuple[int, int | None, bool]:
+def _zstd_header(span: Span, at: int) -> tuple[int, int | None, bool]:
     """Where a frame's first block begins, the size it states, whether a checksum ends it."""
     flags = span.number(at, 1)
     single, kind = bool(flags & 32), flags >> 6
@@ -265,7 +339,7 @@ class _Stream:
     joined: bool = True  # several streams may follow each other
     padded: bool = False  # with zeros between them
 
-    def check(self, span: _Span, expected: int) -> None:
+    def check(self, span: Span, expected: int) -> None:
         """Decode, and forget, until what is left is harmless."""
         room = max(4 * expected, _ROOM)
         decoded = 0
@@ -276,7 +350,7 @@ class _Stream:
             if decoded + left * self.ratio <= room:
                 return
 
-    def _sizes(self, span: _Span) -> Iterator[tuple[int, int]]:
+    def _sizes(self, span: Span) -> Iterator[tuple[int, int]]:
         """Bytes that the next piece decodes to, and stored bytes that follow it."""
         yield 0, span.length
         decoder, fresh = self.decoder(), True
@@ -306,7 +380,7 @@ def _lzma() -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(memlimit=_ROOM)
 
 
-_CHECKS: dict[str, Callable[[_Span, int], None]] = {
+_CHECKS: dict[str, Callable[[Span, int], None]] = {
     "blosc": _check_blosc,
     "lz4": _check_lz4,
     "zstd": _check_zstd,

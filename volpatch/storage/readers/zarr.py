@@ -14,7 +14,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,8 @@ from volpatch.core.axes import has_positions
 from volpatch.core.errors import SourceError
 from volpatch.storage import ngff as ome
 from volpatch.storage.chain import FileForm, file_form
-from volpatch.storage.chunk_check import AbsentChunk, check_file
+from volpatch.storage.chunk_check import AbsentChunk, checked
+from volpatch.storage.decode import Decoder
 from volpatch.storage.patience import patiently
 from volpatch.storage.volume import Format, Source, StoredAxes, axis_names, make_source
 
@@ -67,8 +68,21 @@ class ZarrReader:
         array, form = _opened(self)
         if not os.path.exists(self.metadata_path):  # else each chunk would be "missing": zeros
             raise SourceError(f"{self.path} was there when it was opened, and is gone")
+        dense = self.missing == "error"
+        if form.chunk.plain:
+            fill = array.fill_value
+            decoder = Decoder(form, 0 if fill is None else fill, dense=dense)
+            for box, key in _touched(array, form, selection):
+                path, inside = os.path.join(self.path, key), _within(box, form)
+                part = out[_from(box, selection)]
+                with self._named(key):
+                    patiently(functools.partial(decoder.read, path, inside, part))
+            return
         for box, key in _touched(array, form, selection):
-            self._check(key, box, form)
+            path, inside = os.path.join(self.path, key), _within(box, form)
+            with self._named(key), checked(path, inside, form, dense=dense) as chunks:
+                for _ in chunks:
+                    pass
         try:
             patiently(lambda: _fill(array, selection, out))
         except MemoryError:
@@ -76,14 +90,11 @@ class ZarrReader:
         except Exception as error:
             raise self._culprit(array, form, selection, error) from error
 
-    def _check(self, key: str, box: Sequence[slice], form: FileForm) -> None:
-        inside = [
-            slice(one.start % edge, one.start % edge + one.stop - one.start)
-            for one, edge in zip(box, form.shape, strict=True)
-        ]
+    @contextmanager
+    def _named(self, key: str) -> Iterator[None]:
+        """Say of which file an error speaks."""
         try:
-            path = os.path.join(self.path, key)
-            check_file(path, inside, form, dense=self.missing == "error")
+            yield
         except AbsentChunk as absent:
             where = f"chunk {key}" if absent.place is None else f"chunk {absent.place} in {key}"
             instead = f" ({absent.instead} is in its place)" if absent.instead else ""
@@ -179,6 +190,22 @@ def _touched(
             for one, index, edge in zip(selection, place, form.shape, strict=True)
         )
         yield box, array.metadata.encode_chunk_key(place)
+
+
+def _within(box: Sequence[slice], form: FileForm) -> list[slice]:
+    """A box that lies in one file, in voxels from the file's first one."""
+    return [
+        slice(one.start % edge, one.start % edge + one.stop - one.start)
+        for one, edge in zip(box, form.shape, strict=True)
+    ]
+
+
+def _from(box: Sequence[slice], selection: Sequence[slice]) -> tuple[slice, ...]:
+    """A box within a selection, in voxels from the selection's first one."""
+    return tuple(
+        slice(one.start - whole.start, one.stop - whole.start)
+        for one, whole in zip(box, selection, strict=True)
+    )
 
 
 def is_zarr(path: str) -> bool:
