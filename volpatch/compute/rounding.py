@@ -42,8 +42,9 @@ def round_to(values: Array, out: Array) -> int:
         values, out = values[None], out[None]
     clipped = 0
     kind = out.dtype.type
+    loop = _round_short if out.dtype.itemsize <= 2 else _round
     for place in np.ndindex(values.shape[:-2]):
-        clipped += _round(
+        clipped += loop(
             np.ascontiguousarray(values[place]),
             out[place],
             float(limits.min),
@@ -93,6 +94,27 @@ def convert(values: Array, out: Array) -> tuple[int, ...] | None:
 
 
 @compiled
+def _round_short(
+    values: Array, out: Array, low: float, high: float, lowest: Any, highest: Any
+) -> int:
+    """`_round` for up to 16 bits: floats hold their limits, and there is nothing to jump over."""
+    kind = values.dtype.type
+    least, most, zero = kind(low), kind(high), kind(0)
+    clipped = 0
+    for i in range(values.shape[0]):
+        line, to = values[i], out[i]
+        beyond = np.int32(0)
+        for k in range(line.size):
+            v = np.rint(line[k])
+            inside = v if v >= least else (zero if v != v else least)
+            inside = min(inside, most)
+            beyond += np.int32(inside != v)
+            to[k] = np.int32(inside)
+        clipped += beyond
+    return clipped
+
+
+@compiled
 def _round(values: Array, out: Array, low: float, high: float, lowest: Any, highest: Any) -> int:
     clipped = 0
     for i in range(values.shape[0]):
@@ -102,7 +124,8 @@ def _round(values: Array, out: Array, low: float, high: float, lowest: Any, high
                 out[i, k] = v
             elif v >= high:
                 out[i, k] = highest
-                clipped += v > high
+                # 64 bits have a limit that no float is: the next one is beyond it
+                clipped += v > high or high == 2.0**63 or high == 2.0**64
             elif v < low:
                 out[i, k] = lowest
                 clipped += 1
