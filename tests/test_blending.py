@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import nullcontext
 
 import dask.array
@@ -517,3 +519,44 @@ def test_a_volume_of_many_rows_of_patches_is_blended_as_one_of_few(window, skip)
         part = (slice(start, start + 150), slice(None), slice(None))
         short = map_patches(slanted, volume, **options, roi=part, fill_value=0)
         assert np.array_equal(short, long[part], equal_nan=True)
+
+
+# -- calls at the same time --------------------------------------------------------------------
+
+
+def test_threads_in_memory_call_a_function_one_after_the_other_unless_more_is_said():
+    volume = np.random.default_rng(0).random((40, 20, 20), np.float32)
+    inside = []
+    buffer = np.empty((10, 10, 10), np.float32)
+
+    def alone(patch):
+        inside.append(None)
+        assert len(inside) == 1
+        time.sleep(0.001)
+        inside.pop()
+        buffer[...] = 2 * patch  # one of its own, as it is called by one thread at a time
+        return buffer
+
+    doubled = volpatch.map_patches(alone, volume, 10, workers=4)
+    np.testing.assert_array_equal(doubled, volpatch.map_patches(lambda p: 2 * p, volume, 10))
+
+    both, made_up = threading.Barrier(2), [True]
+
+    def together(patch):
+        if made_up:  # the first call tells the dtype
+            made_up.clear()
+        else:
+            both.wait(30)
+        return patch
+
+    told = {"workers": 2, "window": "crop", "stride": 10}
+    same = volpatch.map_patches(together, volume, 10, concurrent_calls=2, **told)
+    np.testing.assert_array_equal(same, volume)
+
+
+def test_calls_at_the_same_time_are_those_of_dask_for_a_dask_array():
+    volume = dask.array.ones((8, 8), chunks=4)
+    with pytest.raises(SettingError, match="concurrent_calls=3 is for arrays in memory"):
+        volpatch.map_patches(lambda p: p, volume, 4, concurrent_calls=3)
+    with pytest.raises(SettingError, match="concurrent_calls must be a whole number"):
+        volpatch.map_patches(lambda p: p, np.ones((8, 8)), 4, concurrent_calls=0)

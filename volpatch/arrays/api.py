@@ -7,6 +7,7 @@ apart (data, names of axes), works on NumPy or dask, and puts the answer togethe
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -15,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from volpatch.arrays import dask as lazy
 from volpatch.compute.blend import Stats
+from volpatch.compute.caller import Caller
 from volpatch.compute.inmemory import cut_patches, map_array, merge_box, reader
 from volpatch.compute.rounding import warn_clipped
 from volpatch.core.axes import CHANNELS
@@ -50,6 +52,7 @@ def map_patches(
     finalize: Function | None = None,
     roi: Any = None,
     workers: int = 1,
+    concurrent_calls: int | None = None,
     **options: Unpack[BlendOptions],
 ) -> Any:
     """Run a function over overlapping patches of an array and blend the results.
@@ -74,8 +77,11 @@ def map_patches(
     roi : slices, optional
         The part of the whole result that is wanted; the grid stays that of the volume.
     workers : int
-        Threads for an array in memory, which call the function at the same time; each takes
-        a slab along the first patched axis, and computes the patches that reach into it.
+        Threads for an array in memory: each cuts and blends a slab along the first patched
+        axis, and computes the patches that reach into it.
+    concurrent_calls : int, optional
+        How many of them may be in the function at the same time: 1 unless more is said, as
+        not every function can be called so; any number for a ready-made operation.
     **options
 
     Returns
@@ -135,18 +141,23 @@ def map_patches(
     places = places_of(given, layout.patched_dims)
     patch_filter = patch_filter_of(said, layout, places)
     workers = whole_counts(workers, 1, "workers")
+    calls = whole_counts(concurrent_calls, None, "concurrent_calls")
     if not given.lazy:
         data = np.asarray(given.data)
         stats = Stats()
+        at_once = calls or (1 if operation is None else workers)
+        gate = threading.Semaphore(at_once) if at_once < workers else None
         result: Any = map_array(
-            call, data, layout, blending, box, finish, patch_filter, workers, stats
+            Caller(call, gate), data, layout, blending, box, finish, patch_filter, workers, stats
         )
         warn_clipped(stats.clipped, result.dtype)
         return _labelled(result, given, layout, box)
-    if workers > 1:
+    for name, count in (("workers", workers), ("concurrent_calls", calls or 1)):
+        if count == 1:
+            continue
         raise SettingError(
-            f"workers={workers} is for arrays in memory; a dask array is computed by the workers "
-            f"of dask's scheduler: dask.config.set(num_workers={workers}), or a Client"
+            f"{name}={count} is for arrays in memory; a dask array is computed by the workers "
+            f"of dask's scheduler: dask.config.set(num_workers={count}), or a Client"
         )
     chosen = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
     whole = [slice(None) if i in layout.patched else s for i, s in enumerate(chosen)]

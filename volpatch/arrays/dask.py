@@ -130,7 +130,7 @@ class MapBlock:
         box, origin = self.blocks.place((block_id or ())[-n:])
         stats = Stats()
         out = map_lead(
-            self.function,
+            Caller(self.function),
             block,
             origin,
             self.lead,

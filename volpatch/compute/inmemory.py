@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from volpatch.compute.blend import ArraySink, Blender, Finalize, Stats
 from volpatch.compute.buffers import PatchTables, Ring
-from volpatch.compute.caller import Caller, learn_made_up
+from volpatch.compute.caller import Call, learn_made_up
 from volpatch.compute.kernels import cut
 from volpatch.compute.reading import Read, reach_of, read_padded
 from volpatch.compute.skip import PatchFilter
@@ -28,7 +28,7 @@ PIECE_BYTES = 2**20  # of patches that are added at a time: they are in cache st
 
 
 def map_box(
-    function: Callable[[Array], Any],
+    caller: Call,
     volume: Array,
     origin: tuple[int, ...],
     blending: BlendSpec,
@@ -57,7 +57,7 @@ def map_box(
 
     whole = not any(origin) and volume.shape[1:] == blending.grid.shape
     source = volume if whole and _can_be_cut(volume, blending) else reader(volume, origin)
-    caller, stop = Caller(function), threading.Event()
+    stop = threading.Event()
 
     def compute(blending: BlendSpec, slab: Box) -> Stream:
         first, last = (end - box.start[0] for end in (slab.start[0], slab.stop[0]))
@@ -108,7 +108,7 @@ def _slabs(blending: BlendSpec, box: Box, workers: int) -> list[Box]:
 
 
 def map_lead(
-    function: Callable[[Array], Any],
+    caller: Call,
     array: Array,
     origin: tuple[int, ...],
     lead: int,
@@ -129,7 +129,7 @@ def map_lead(
     for place in np.ndindex(counts):
         volume = array[place].reshape(-1, *extent)
         part, blending = map_box(
-            function, volume, origin, blending, box, finalize, patch_filter, workers, stats
+            caller, volume, origin, blending, box, finalize, patch_filter, workers, stats
         )
         if out is None and math.prod(counts) == 1:
             out = part.reshape(*counts, *part.shape)  # no second copy of a large result
@@ -138,13 +138,13 @@ def map_lead(
             out = np.empty((*counts, *part.shape), part.dtype)
         out[place] = part
     if out is None:  # an axis of length 0: what the function would return is known all the same
-        blending = learn_made_up(blending, Caller(function), finalize)
+        blending = learn_made_up(blending, caller, finalize)
         out = np.empty((*counts, blending.out_channels or 1, *box.shape), blending.out_dtype)
     return out if blending.out_channels is not None else out.reshape(*counts, *box.shape)
 
 
 def map_array(
-    function: Callable[[Array], Any],
+    caller: Call,
     array: Array,
     layout: Layout,
     blending: BlendSpec,
@@ -163,7 +163,7 @@ def map_array(
     origin = (0,) * blending.grid.ndim
     lead = len(layout.lead)
     return map_lead(
-        function, volume, origin, lead, blending, box, finalize, patch_filter, workers, stats
+        caller, volume, origin, lead, blending, box, finalize, patch_filter, workers, stats
     )
 
 

@@ -110,7 +110,7 @@ def _round_short(
             inside = min(inside, most)
             beyond += np.int32(inside != v)
             to[k] = np.int32(inside)
-        clipped += beyond
+        clipped += int(beyond)
     return clipped
 
 
