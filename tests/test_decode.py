@@ -123,7 +123,7 @@ def test_little_chunks_of_a_shard_are_read_together(tmp_path, monkeypatch):
     np.testing.assert_array_equal(open_source(tmp_path / "a")[...], wanted)
     in_runs = len(reads)
     reads.clear()
-    monkeypatch.setattr(chunk_check, "_RUN", 0)
+    monkeypatch.setattr(chunk_check, "RUN_BYTES", 0)
     np.testing.assert_array_equal(open_source(tmp_path / "a")[...], wanted)
     assert in_runs < 20 < 64 < len(reads)
 

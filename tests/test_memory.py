@@ -109,6 +109,12 @@ def check_prediction(folder, **options):
             {"function": "four", "memory_limit": "700MiB", "finalize": "brightest", "workers": 1},
         ),
         ("float32", None, {"function": "half", "memory_limit": "700MiB", "edge": "pad"}),
+        (
+            "uint16",
+            None,
+            {"function": "half", "memory_limit": "700MiB", "patch": None, "overlap": None}
+            | {"reach": 8, "dtype": "uint16"},
+        ),
     ],
 )
 def test_memory_stays_under_the_prediction(tmp_path, dtype, shards, options):

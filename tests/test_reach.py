@@ -120,6 +120,8 @@ def test_a_run_is_the_filter_of_the_whole(tmp_path, options):
         assert report.redundancy <= 1.2  # a rest that is no longer than the margin is shared
     again = volpatch.run("gaussian", tmp_path / "in.zarr", tmp_path / "out.zarr", **options)
     assert again.already
+    plan = volpatch.plan(tmp_path / "in.zarr", func="gaussian", **options)
+    assert (plan.memory["accumulator"] == 0) == ("roi" not in options)
 
 
 @pytest.mark.parametrize(

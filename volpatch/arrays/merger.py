@@ -210,6 +210,7 @@ class SlabSink:
     planes: int
     dtype: np.dtype[Any]
     first: int = 0
+    takes_blocks = False
 
     def whole(self) -> None:
         """The target may be no array of ours."""

@@ -77,6 +77,11 @@ class Sink(Protocol):
         """(channels, *box), zeros, for all planes at once; None where they come one by one."""
         ...
 
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether `rows` gives all planes that a row of blocks owns, as often as asked."""
+        ...
+
     def limit(self, plane: int) -> int:
         """End of the layer that `plane` lies in; rows are never asked beyond it."""
         ...
@@ -96,6 +101,8 @@ class ArraySink:
 
     array: Array
     box: Box
+
+    takes_blocks = True
 
     def whole(self) -> Array | None:
         return self.array
@@ -138,8 +145,12 @@ class Blender:
         self.finalize, self.stats = finalize, stats if stats is not None else Stats()
         self.mode = blending.mode
         whole = self._whole()
-        self.direct = whole is not None
-        if whole is None:
+        # values of blocks that own their voxels wait for no others: they are final at once
+        self.placed = blending.by_blocks and finalize is None and sink.takes_blocks
+        self.direct = self.placed or whole is not None
+        if self.placed:
+            ring = Ring.new(box, 0, blending.channels_out or 1, blending.accumulator)
+        elif whole is None:
             planes = min(planes or blending.grid.patch[0], box.shape[0])
             ring = Ring.new(box, planes, blending.channels_out or 1, blending.accumulator, 0)
         else:
@@ -162,8 +173,24 @@ class Blender:
         """Blend the values (B, [channels,] *patch), in C order, of the patches `ids`."""
         if self.blending.nan_policy == "raise" and values.dtype.kind == "f":
             self._refuse_nan(ids, values)
-        if len(ids):
+        if self.placed:
+            self._place(ids, values)
+        elif len(ids):
             blend(self.sums, self.tables, ids, values, self.mode, omit=self.blending.omits)
+
+    def _place(self, ids: NDArray[np.int64], values: Array) -> None:
+        """Round what each block owns to where it belongs."""
+        tables, start = self.tables, self.box.start
+        ndim = len(start)
+        values = values.reshape(len(ids), -1, *self.blending.grid.patch)
+        for number, value in zip(ids, values, strict=True):
+            index = np.array(np.unravel_index(number, tables.lattice))[:ndim] + tables.first[:ndim]
+            low, high, at = tables.lo[index], tables.hi[index], tables.starts[index]
+            own = tuple(map(slice, low, high))
+            (first, stop), *face = zip((at + low).tolist(), (at + high).tolist(), strict=True)
+            there = tuple(slice(a - o, b - o) for (a, b), o in zip(face, start[1:], strict=True))
+            out = self.sink.rows(first, stop)[(slice(None), slice(None), *there)]
+            self.stats.clipped += round_to(value[(slice(None), *own)], out)
 
     def _refuse_nan(self, ids: NDArray[np.int64], values: Array) -> None:
         blending = self.blending
@@ -197,9 +224,12 @@ class Blender:
     def hand_over(self, upto: int) -> None:
         """Give the planes up to `upto` to the sink, and clear them for the next rows."""
         upto = min(upto, self.box.stop[0])
-        if self.direct and self.done < upto:
-            self._fill(self.sink.rows(self.done, upto), self.done, None)
-            self.done = upto
+        while self.direct and self.done < upto:
+            stop = min(upto, self.sink.limit(self.done))
+            self._fill(self.sink.rows(self.done, stop), self.done, None)
+            self.done = stop
+            with self.stats.clock("write"):
+                self.sink.done(stop)
         ring = self.sums.values
         while self.done < upto:
             planes = ring.planes if self.finalize is None else min(ring.planes, FINALIZE_PLANES)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from volpatch.core.errors import GridError, SettingError
-from volpatch.core.grid import PatchGrid
+from volpatch.core.grid import REACH, PatchGrid
 from volpatch.core.options import check_choice
 from volpatch.core.window import Window, check_window
 
@@ -245,6 +245,11 @@ class BlendSpec:
     def owns(self) -> bool:
         """Whether a patch gives values to its own part only."""
         return self.mode is Mode.SELECT
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether blocks with a margin are computed, each voxel from the block it lies in."""
+        return self.owns and self.grid.axes[0].edge == REACH
 
     @property
     def narrows(self) -> bool:

@@ -301,6 +301,12 @@ class AxisGrid:
         hi = self._border(number) if number + 1 < self.count else stop
         return max(start, lo), min(stop, hi)
 
+    @property
+    def most_owned(self) -> int:
+        """Length of the longest own part."""
+        few = {*range(min(2, self.count)), *range(max(0, self.count - 2), self.count)}
+        return max((b - a for a, b in map(self.own, few)), default=0)
+
     def _border(self, number: int) -> int:
         """First voxel nearer to the centre of patch `number` + 1 than to that of `number`."""
         if self.edge == REACH:

@@ -26,8 +26,9 @@ from volpatch.functions.operation import Operation
 from volpatch.planning.fit import fit
 from volpatch.planning.inputs import absent_files
 from volpatch.planning.masks import patch_filter_of, places_of
-from volpatch.planning.plan import Plan, Volume, held_before
+from volpatch.planning.plan import Plan, held_before
 from volpatch.planning.provenance import attributes
+from volpatch.planning.source import Volume
 from volpatch.storage.adapt import Kind, kind_of, path_of
 from volpatch.storage.codec import TargetSpec
 from volpatch.storage.open import missing_of, open_source, source_of, with_missing
@@ -127,6 +128,7 @@ def make_draft(
         source.shards,
         source.series,
         (*source.remarks, *absent_files(source)),
+        source.in_turn,
     )
     draft = Plan(
         source=volume,

@@ -39,6 +39,7 @@ from volpatch.planning.pieces import (
     reach_along,
     ring_planes,
 )
+from volpatch.planning.source import Volume
 
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20
@@ -46,8 +47,6 @@ PARENT_BYTES = 160 * 2**20
 # what a thread comes to hold after a trial: its stack, and memory that the allocator keeps in
 # pieces between others
 KEPT_BYTES = 8 * 2**20
-# stored chunks that one reader keeps on their way from the store to the ring
-CHUNKS_IN_FLIGHT = 4
 # blended block, and what `finalize` makes of it: argmax over channels copies all once more
 FINALIZE_COPIES = 3
 # encoded and raw copies of one chunk on its way out
@@ -59,27 +58,6 @@ SHARE_COPIES = 4
 # a write unit on its way into the records, and one that they are known to tell of
 RECORD_BYTES = 1000
 KNOWN_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """What planning has to know of a source; all axes in their canonical order."""
-
-    path: str
-    level: int
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None = None
-    series: int | str | None = None
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def read_unit(self) -> tuple[int, ...]:
-        """What is fetched as one object: the shard, else the chunk."""
-        return self.shards or self.chunks
 
 
 def held_before(resident: int) -> int:
@@ -279,6 +257,24 @@ class Plan:
         ]
 
     @property
+    def straight(self) -> bool:
+        """Whether what a block gives goes to the finished layer, without an accumulator.
+
+        It does where blocks own whole layers of stored chunks.
+        """
+        axis, first = self.blending.grid.axes[0], self.box.start[0]
+        whole = axis.count == 1 or axis.stride % self.chunks[0] == first % self.chunks[0] == 0
+        return self.blending.by_blocks and not self.blending.finalizes and whole
+
+    @property
+    def layer(self) -> int:
+        """Planes of the output that are finished, or being finished, at the same time."""
+        chunk = self.chunks[0]
+        if not self.straight:
+            return chunk
+        return -(-self.blending.grid.axes[0].most_owned // chunk) * chunk
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes that one worker needs at its peak, term by term."""
         blending, patch = self.blending, self.blending.grid.patch
@@ -297,22 +293,20 @@ class Plan:
         looked_at = (blending.together + 2) * before if blending.narrows else 0
         result = channels * size * math.prod(patch) * blending.known_result.itemsize
         given = size * single
-        layer = min(self.chunks[0], self.region[0])
+        layer = min(self.layer, self.region[0])
         out = blending.out_dtype.itemsize
-        packed = 1 if self.source.shards else 2  # a chunk is there both encoded and decoded
         hangs = any(axis.padded > axis.size for axis in blending.grid.axes)
         copies = (2 * ring if hangs else 0) + (source if blending.halves else 0)
         at_once = min(planes, max(self.read_layer, patch[0] if hangs else 0))
         terms = {
             "input ring": self._channels_in * planes * math.prod(reach[1:]) * ring,
-            "stored chunks being read": CHUNKS_IN_FLIGHT
-            * math.prod(self.source.read_unit)
-            * packed
-            * source,
+            "stored chunks being read": self.source.reading_bytes,
             "padding and casting": self._channels_in * at_once * math.prod(reach[1:]) * copies,
             "batch and its result": blending.together * single + looked_at + 2 * result,
             "function": FUNCTION_COPIES * given if self.func_memory is None else self.func_memory,
-            "accumulator": channels * acc_planes * face * blending.accumulator.itemsize,
+            "accumulator": 0
+            if self.straight
+            else channels * acc_planes * face * blending.accumulator.itemsize,
             "finished layer": final * layer * face * out,
             "chunks being encoded": ENCODE_COPIES * math.prod(self.chunks) * out,
             "shares": self._shares(figures),

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from volpatch.core.errors import RunError
-from volpatch.planning.plan import CHUNKS_IN_FLIGHT, Plan
+from volpatch.planning.plan import Plan
+from volpatch.planning.source import CHUNKS_IN_FLIGHT
 from volpatch.running.worker import Functions, Outcome, Shared, Task, Trial
 from volpatch.storage.open import reading_limits
 from volpatch.storage.volume import Source

@@ -401,7 +401,8 @@ class StoreSink:
 
     def __post_init__(self) -> None:
         self.first = self.box.start[0]
-        planes = min(self.plan.chunks[0], self.box.shape[0])
+        self.takes_blocks = self.plan.straight
+        planes = min(self.plan.layer, self.box.shape[0])
         channels = self.plan.blending.out_channels or 1
         self.layer = np.empty((channels, planes, *self.box.shape[1:]), self.plan.blending.out_dtype)
 
@@ -409,13 +410,13 @@ class StoreSink:
         """There is only ever a layer of it."""
 
     def limit(self, plane: int) -> int:
-        return min(self.first + self.plan.chunks[0], self.box.stop[0])
+        return min(self.first + int(self.layer.shape[1]), self.box.stop[0])
 
     def rows(self, start: int, stop: int) -> Array:
         return self.layer[:, start - self.first : stop - self.first]
 
     def done(self, stop: int) -> None:
-        if stop < self.limit(stop - 1):
+        if (stop - self.first) % self.plan.chunks[0] and stop < self.box.stop[0]:
             return
         full = self.layer[:, : stop - self.first]
         self.writer.write(self._as_stored(full), self.first - self.plan.box.start[0])

@@ -34,7 +34,7 @@ _ABSENT = 2**64 - 1
 _ROOM = 2**28
 _PIECE = 2**16
 _MAX_PIECE = 2**20
-_RUN = 2**20  # bytes of chunks of a shard that are read as one
+RUN_BYTES = 2**20  # of chunks of a shard that are read as one
 # An encoder that gains nothing adds little; a file of many times the voxels is not a chunk.
 _SLACK = 2**20
 
@@ -215,7 +215,7 @@ def _runs(stored: Iterable[_Stored]) -> Iterator[list[_Stored]]:
     run: list[_Stored] = []
     for one in stored:
         follows = bool(run) and run[-1][1] + run[-1][2] == one[1] and one[1] != _ABSENT
-        if run and not (follows and one[1] + one[2] - run[0][1] <= _RUN):
+        if run and not (follows and one[1] + one[2] - run[0][1] <= RUN_BYTES):
             yield run
             run = []
         run.append(one)

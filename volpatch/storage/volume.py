@@ -113,6 +113,8 @@ class Source:
         How to read; `order[k]` is the axis on disk of axis k here.
     remarks : tuple of str
         What was passed over, for people.
+    in_turn : bool
+        Whether a read decodes one chunk after another, so that only one is there at a time.
     """
 
     path: str
@@ -134,6 +136,7 @@ class Source:
     reader: Reader
     order: tuple[int, ...]
     remarks: tuple[str, ...] = ()
+    in_turn: bool = False
 
     @property
     def ndim(self) -> int:
@@ -196,6 +199,7 @@ def make_source(
     channel_names: Sequence[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     remarks: Sequence[str] = (),
+    in_turn: bool = False,
 ) -> Source:
     """A Source from what a format knows in its own order of axes; checks that it is an image."""
     if 0 in axes.shape:
@@ -224,6 +228,7 @@ def make_source(
         reader=reader,
         order=order,
         remarks=tuple(remarks),
+        in_turn=in_turn,
     )
 
 

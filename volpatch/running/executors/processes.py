@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection, wait
 from volpatch.core import resources as machine
 from volpatch.core.box import Box
 from volpatch.core.errors import RunError, SettingError, VolpatchError, said, traceback_text
-from volpatch.planning.plan import CHUNKS_IN_FLIGHT, Plan
+from volpatch.planning.plan import Plan
+from volpatch.planning.source import CHUNKS_IN_FLIGHT
 from volpatch.running.inflight import in_flight
 from volpatch.running.pool import Done, Failed, Listener, More, Ticked, WorkerDiedError
 from volpatch.running.worker import Functions, Outcome, Shared, Task, Trial, Worker

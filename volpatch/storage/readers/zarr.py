@@ -390,7 +390,7 @@ def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
     _form(node)
     reader = _reader(node, missing)
     try:
-        array, _ = _opened(reader)
+        array, form = _opened(reader)
     except Exception as error:
         raise SourceError(
             f"metadata of {node.path} is damaged, or of a kind zarr cannot read: {error}"
@@ -423,6 +423,7 @@ def _array_source(node: Node, image: _OmeLevel | None, missing: str) -> Source:
         reader=reader,
         channel_names=image.image.channel_names if image else _names_beside(node, dims),
         attributes={} if omero is None else {"omero": dict(omero)},
+        in_turn=bool(form.chunk.plain),
     )
 
 
