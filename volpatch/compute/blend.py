@@ -180,7 +180,7 @@ class Blender:
 
     def _place(self, ids: NDArray[np.int64], values: Array) -> None:
         """Round what each block owns to where it belongs."""
-        tables, start = self.tables, self.box.start
+        tables, start = self.tables.arrays, self.box.start
         ndim = len(start)
         values = values.reshape(len(ids), -1, *self.blending.grid.patch)
         for number, value in zip(ids, values, strict=True):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,46 @@ from volpatch.core.grid import PatchGrid
 from volpatch.core.window import axis_shares, counted
 
 Array = NDArray[Any]
+
+
+class RingLayout(NamedTuple):
+    """How compiled loops find a voxel of a ring: see `Ring`.
+
+    Attributes
+    ----------
+    origin, steps : the ring's first voxel, and elements from one voxel to the next, per axis.
+    planes : length of the ring.
+    channels, channel_step : how many, and elements from one to the next.
+    """
+
+    origin: NDArray[np.int64]
+    planes: int
+    steps: NDArray[np.int64]
+    channels: int
+    channel_step: int
+
+
+class Patches(NamedTuple):
+    """What compiled loops look up of patches, laid end to end per axis.
+
+    Attributes
+    ----------
+    patch, lattice : extent, and number of patches, per axis.
+    starts : first voxel of each patch.
+    lo, hi : the part of each patch that counts: inside of the box, and where own parts are
+        selected, within that.
+    first, first_share : where an axis begins in starts, lo and hi, and in shares.
+    shares : of each voxel of each patch.
+    """
+
+    patch: NDArray[np.int64]
+    lattice: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lo: NDArray[np.int64]
+    hi: NDArray[np.int64]
+    first: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    first_share: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,39 +107,24 @@ class Ring:
         return pieces
 
     @cached_property
-    def steps(self) -> NDArray[np.int64]:
-        """Elements from one voxel to the next, per axis."""
+    def layout(self) -> RingLayout:
+        """For the loops, which walk lines: a signal is a column of lines of one voxel."""
         lengths = np.array((*(self.face or (1,)), 1), dtype=np.int64)
-        return np.cumprod(lengths[::-1])[::-1].astype(np.int64)
-
-    @cached_property
-    def corner(self) -> NDArray[np.int64]:
-        """The origin, with as many axes as the loops walk."""
-        return np.array(self.origin if self.face else (*self.origin, 0), dtype=np.int64)
-
-    @cached_property
-    def channel_step(self) -> int:
-        return self.planes * math.prod(self.face)
+        steps = np.cumprod(lengths[::-1])[::-1].astype(np.int64)
+        corner = np.array(self.origin if self.face else (*self.origin, 0), dtype=np.int64)
+        channel_step = self.planes * math.prod(self.face)
+        return RingLayout(corner, self.planes, steps, self.channels, channel_step)
 
 
 @dataclass(frozen=True, slots=True)
 class PatchTables:
-    """What the loops look up for the patches of one box, or of some rows of it.
-
-    Per axis, laid end to end.
+    """What is looked up for the patches of one box, or of some rows of it.
 
     Patch `ids` count the patches of the box in raster order of its own sub-lattice.
     """
 
     numbers: tuple[range, ...]  # lattice numbers of the grid, per axis
-    patch: NDArray[np.int64]
-    lattice: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    lo: NDArray[np.int64]  # the part of each patch that counts: inside of the box, and
-    hi: NDArray[np.int64]  # where own parts are selected, within that
-    first: NDArray[np.int64]  # where an axis begins in starts, lo, hi
-    shares: NDArray[np.float64]
-    first_share: NDArray[np.int64]
+    arrays: Patches
 
     @classmethod
     def of(
@@ -136,8 +161,7 @@ class PatchTables:
             patch.append(1)
         lengths = np.array([len(s) for s in starts], dtype=np.int64)
         share_lengths = np.array([len(s) for s in shares], dtype=np.int64)
-        return cls(
-            numbers,
+        arrays = Patches(
             np.array(patch, dtype=np.int64),
             lengths,
             np.concatenate(starts),
@@ -147,6 +171,7 @@ class PatchTables:
             np.concatenate(shares),
             np.cumsum(share_lengths) - share_lengths,
         )
+        return cls(numbers, arrays)
 
     def position(self, number: int) -> tuple[int, ...]:
         """Lattice position, in the whole grid, of patch `number` of this box."""

@@ -226,7 +226,7 @@ def merge_box(
         for mine, there in zip(tables.numbers, numbers, strict=True)
     )
     needed = patches[here]
-    for row in range(tables.lattice[0]):
+    for row in range(tables.arrays.lattice[0]):
         blender.hand_over(blender.first_plane(tables.numbers[0][row]))
         for ids, values in _pieces(needed[row], row, blending):
             blender.add(ids, values)

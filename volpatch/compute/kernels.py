@@ -22,6 +22,9 @@ axes; a line is a run along the last one, and all others are walked like an odom
                         ^    ^
                        lo    hi          the part of the line that counts in this box
 
+What is done with a line depends on the kind of sums it comes to (`Added`, `Selected`, ...): each
+kind has a loop of its own, and only those that are used are compiled.
+
 A row of patches, elsewhere, are those that begin at the same plane: while one is computed, the
 ring holds all that any of its patches needs.
 """
@@ -29,13 +32,13 @@ ring holds all that any of its patches needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from volpatch.compute.buffers import PatchTables, Ring
-from volpatch.compute.compiled import compiled
+from volpatch.compute.buffers import Patches, PatchTables, Ring, RingLayout
+from volpatch.compute.compiled import compiled, compiled_by_kind
 from volpatch.core.blending import Mode
 
 Array = NDArray[Any]
@@ -47,15 +50,6 @@ _BITS: dict[Any, Any] = {
 }
 FAR = np.iinfo(np.int64).max
 _NO_RING = 2**62  # a length that no position is beyond
-_ADD, _SELECT, _PRESENT, _NEAREST, _NEAREST_OF_ANY, _MAX, _MIN, _TOUCH = range(8)
-_MODES = {
-    Mode.ADD: _ADD,
-    Mode.SELECT: _SELECT,
-    Mode.PRESENT: _PRESENT,
-    Mode.NEAREST: _NEAREST,
-    Mode.MAX: _MAX,
-    Mode.MIN: _MIN,
-}
 
 
 def as_numbers(array: Array) -> Array:
@@ -75,20 +69,7 @@ def cut(ring: Ring, tables: PatchTables, ids: NDArray[np.int64], batch: Array) -
     source, target = ring.flat, batch.reshape(-1)
     if source.dtype == target.dtype:
         source, target = as_numbers(source), as_numbers(target)
-    _cut(
-        source,
-        target,
-        ids,
-        tables.lattice,
-        tables.patch,
-        tables.starts,
-        tables.first,
-        ring.corner,
-        ring.planes,
-        ring.steps,
-        ring.channels,
-        ring.channel_step,
-    )
+    _cut(source, target, ids, tables.arrays, ring.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,135 +127,197 @@ def blend(
         accumulator, flat = as_numbers(accumulator), as_numbers(flat)
     elif flat.dtype in _BITS:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else np.uint8)
-    number = _NEAREST_OF_ANY if sums.owner.size else _MODES[mode]
-    _walk(sums, accumulator, tables, ids, flat, number, omit)
+    target = _target(sums, accumulator, mode, omit)
+    _blend(target, flat, ids, tables.arrays, sums.values.layout)
 
 
 def touch(sums: Sums, tables: PatchTables, ids: NDArray[np.int64]) -> None:
     """Note that the patches `ids` are missing."""
-    flat = as_numbers(sums.values.flat)
-    _walk(sums, flat, tables, ids, flat[:0], _TOUCH, False)
+    target = Touched(sums.touched)
+    _blend(target, sums.touched[:0], ids, tables.arrays, sums.values.layout)
 
 
-def _walk(
-    sums: Sums,
-    accumulator: Array,
-    tables: PatchTables,
-    ids: NDArray[np.int64],
-    values: Array,
-    mode: int,
-    omit: bool,
-) -> None:
-    ring = sums.values
-    _blend(
-        mode,
-        omit,
-        accumulator,
-        sums.present,
-        sums.touched,
-        sums.nearest,
-        sums.owner,
-        values,
-        ids,
-        tables.lattice,
-        tables.patch,
-        tables.starts,
-        tables.lo,
-        tables.hi,
-        tables.first,
-        tables.shares,
-        tables.first_share,
-        ring.corner,
-        ring.planes,
-        ring.steps,
-        ring.channels,
-        ring.channel_step,
-    )
+# -- kinds of sums: what lines come to, flat ---------------------------------------------------
+
+
+class Added(NamedTuple):
+    """Sums of share x value."""
+
+    values: Array
+
+
+class Selected(NamedTuple):
+    """The value of the one patch that comes to a voxel."""
+
+    values: Array
+
+
+class Weighed(NamedTuple):
+    """Sums of share x value, of the shares that came, and marks where one did not."""
+
+    values: Array
+    present: Array
+    touched: Array
+    omit: bool
+
+
+class Nearest(NamedTuple):
+    """The value of the patch whose centre is nearest, the first of two as near."""
+
+    values: Array
+    away: Array
+    omit: bool
+
+
+class NearestOfAny(NamedTuple):
+    """The same where patches come in any order."""
+
+    values: Array
+    away: Array
+    owner: Array
+    omit: bool
+
+
+class Extreme(NamedTuple):
+    """The largest value, or the smallest, and marks where there is any."""
+
+    values: Array
+    touched: Array
+    largest: bool
+    omit: bool
+
+
+class Touched(NamedTuple):
+    """Marks where a patch does not come."""
+
+    touched: Array
+
+
+def _target(sums: Sums, accumulator: Array, mode: Mode, omit: bool) -> tuple[Any, ...]:
+    if mode is Mode.ADD:
+        return Added(accumulator)
+    if mode is Mode.SELECT:
+        return Selected(accumulator)
+    if mode is Mode.PRESENT:
+        return Weighed(accumulator, sums.present, sums.touched, omit)
+    if mode is not Mode.NEAREST:
+        return Extreme(accumulator, sums.touched, mode is Mode.MAX, omit)
+    if sums.owner.size:
+        return NearestOfAny(accumulator, sums.nearest, sums.owner, omit)
+    return Nearest(accumulator, sums.nearest, omit)
+
+
+# -- the odometer: planes of patches, patch after patch ----------------------------------------
+
+
+class Lines(NamedTuple):
+    """The lines of one plane of one patch, as far as they count.
+
+    Attributes
+    ----------
+    base, row, planes, step : line k begins at base + (row + k) % planes * step.
+    start, stop, length : the lines, and how many voxels of each.
+    there, width : its values begin at there + k * width.
+    weight, share_y, share_x : the share of a voxel is weight * shares[share_y + k] *
+        shares[share_x + i].
+    squared, half, off : how far voxels are from the patch's centre, doubled: squared over the
+        axes before the lines', then 2 k - half and off + 2 i.
+    number : of the patch.
+    """
+
+    base: int
+    row: int
+    planes: int
+    step: int
+    start: int
+    stop: int
+    length: int
+    there: int
+    width: int
+    weight: float
+    share_y: int
+    share_x: int
+    squared: int
+    half: int
+    off: int
+    number: int
 
 
 @compiled
-def _place(number: int, lattice: Array, index: Array) -> None:
-    for axis in range(lattice.size - 1, -1, -1):
-        index[axis] = number % lattice[axis]
-        number //= lattice[axis]
+def _line(lines: Lines, k: int) -> int:
+    """Where line k begins."""
+    p = lines.row + k
+    if p >= lines.planes:
+        p %= lines.planes
+    place: int = lines.base + p * lines.step
+    return place
 
 
 @compiled
-def _copy_lines(
-    source: Array,
-    base: int,
-    top: int,
-    planes: int,
-    step: int,
-    target: Array,
-    there: int,
-    count: int,
-    width: int,
-) -> None:
-    """Copy the lines of one plane of one patch; all that does not change is out of the loop."""
-    for k in range(count):
-        p = top + k
-        if p >= planes:
-            p %= planes
-        here = base + p * step
-        line = source[here : here + width]
-        out = target[there + k * width : there + (k + 1) * width]
-        for i in range(width):
-            out[i] = line[i]
+def _find(number: int, patches: Patches, index: Array, low: Array, high: Array) -> int:
+    """Look up a patch: its place in the lattice, what counts of it, and how many planes do."""
+    for axis in range(index.size - 1, -1, -1):
+        index[axis] = number % patches.lattice[axis]
+        number //= patches.lattice[axis]
+    planes = 1
+    for axis in range(low.size):
+        place = patches.first[axis] + index[axis]
+        low[axis], high[axis] = patches.lo[place], patches.hi[place]
+        planes *= max(0, high[axis] - low[axis])
+    return planes
 
 
 @compiled
-def _cut(
-    source: Array,
-    target: Array,
-    ids: Array,
-    lattice: Array,
-    patch: Array,
-    starts: Array,
-    first: Array,
-    origin: Array,
-    planes: int,
-    steps: Array,
-    channels: int,
-    channel_step: int,
-) -> None:
-    n = patch.size
+def _plane(patches: Patches, layout: RingLayout, index: Array, j: Array) -> int:
+    """Where plane `j` of a patch begins in memory, but for its lines and where they begin."""
+    base: int = -layout.origin[-1]
+    for axis in range(j.size):
+        p = patches.starts[patches.first[axis] + index[axis]] - layout.origin[axis] + j[axis]
+        if axis == 0:
+            p %= layout.planes
+        base += p * layout.steps[axis]
+    return base
+
+
+@compiled
+def _advance(j: Array, low: Array, high: Array) -> None:
+    for axis in range(j.size - 1, -1, -1):
+        j[axis] += 1
+        if j[axis] < high[axis]:
+            break
+        j[axis] = low[axis]
+
+
+@compiled
+def _cut(source: Array, target: Array, ids: Array, patches: Patches, layout: RingLayout) -> None:
+    n = patches.patch.size
     x, y = n - 1, n - 2
-    face = patch[y] * patch[x]
-    outer = 1
-    for axis in range(y):
-        outer *= patch[axis]
-    index = np.zeros(n, np.int64)
-    j = np.zeros(n, np.int64)
+    width, height = patches.patch[x], patches.patch[y]
+    index, j = np.zeros(n, np.int64), np.zeros(y, np.int64)
+    low, high = np.zeros(y, np.int64), np.zeros(y, np.int64)
     there = 0
     for b in range(ids.size):
-        _place(ids[b], lattice, index)
-        for c in range(channels):
+        _find(ids[b], patches, index, low, high)
+        low[:], high[:] = 0, patches.patch[:y]  # all of a patch is cut
+        planes = 1
+        for axis in range(y):
+            planes *= high[axis]
+        row = patches.starts[patches.first[y] + index[y]] - layout.origin[y]
+        begin = patches.starts[patches.first[x] + index[x]]
+        for c in range(layout.channels):
             j[:] = 0
-            for _ in range(outer):
-                base = c * channel_step + starts[first[x] + index[x]] - origin[x]
-                for axis in range(y):
-                    p = starts[first[axis] + index[axis]] - origin[axis] + j[axis]
-                    if axis == 0:
-                        p = p % planes
-                    base += p * steps[axis]
-                _copy_lines(
-                    source,
-                    base,
-                    starts[first[y] + index[y]] - origin[y],
-                    planes if y == 0 else _NO_RING,
-                    steps[y],
-                    target,
-                    there,
-                    patch[y],
-                    patch[x],
-                )
-                there += face
-                for axis in range(y - 1, -1, -1):
-                    j[axis] += 1
-                    if j[axis] < patch[axis]:
-                        break
-                    j[axis] = 0
+            for _ in range(planes):
+                base = c * layout.channel_step + _plane(patches, layout, index, j) + begin
+                for k in range(height):
+                    p = row + k
+                    if y == 0:
+                        p %= layout.planes
+                    here = base + p * layout.steps[y]
+                    line, out = source[here : here + width], target[there : there + width]
+                    for i in range(width):
+                        out[i] = line[i]
+                    there += width
+                _advance(j, low, high)
 
 
 @compiled
@@ -287,230 +330,160 @@ def _run_end(ids: Array, b: int, row: int, last: int) -> int:
 
 
 @compiled
-def _add_lines(
-    accumulator: Array,
-    base: int,
-    top: int,
-    planes: int,
-    step: int,
-    values: Array,
-    there: int,
-    width: int,
-    start: int,
-    stop: int,
-    outer_weight: float,
-    shares: Array,
-    share_y: int,
-    share_x: int,
-    count: int,
-) -> None:
-    """Add the lines of one plane of one patch; all that does not change is out of the loop."""
-    cast = accumulator.dtype.type
-    if count <= 0:
-        return
-    part = shares[share_x : share_x + count]
-    for k in range(start, stop):
-        p = top + k
-        if p >= planes:
-            p %= planes
-        here = base + p * step
-        line = accumulator[here : here + count]
-        value = values[there + k * width : there + k * width + count]
-        weight = outer_weight * shares[share_y + k]
-        for i in range(count):
+def _blend(sums: Any, values: Array, ids: Array, patches: Patches, layout: RingLayout) -> None:
+    n = patches.patch.size
+    x, y = n - 1, n - 2
+    width, height = patches.patch[x], patches.patch[y]
+    size = 1
+    for axis in range(n):
+        size *= patches.patch[axis]
+    index, j = np.zeros(n, np.int64), np.zeros(y, np.int64)
+    low, high = np.zeros(y, np.int64), np.zeros(y, np.int64)
+    b = 0
+    while b < ids.size:
+        planes = _find(ids[b], patches, index, low, high)
+        end = _run_end(ids, b, index[x], patches.lattice[x])
+        top = patches.first[y] + index[y]
+        # a run plane by plane, so that what its patches share is in cache
+        for c in range(layout.channels):
+            j[:] = low
+            for _ in range(planes):
+                base = c * layout.channel_step + _plane(patches, layout, index, j)
+                inside, weight, squared = 0, 1.0, 0
+                for axis in range(y):
+                    inside = inside * patches.patch[axis] + j[axis]
+                    d = 2 * j[axis] - patches.patch[axis] + 1
+                    squared += d * d
+                    share = patches.first_share[axis] + index[axis] * patches.patch[axis] + j[axis]
+                    weight *= patches.shares[share]
+                for r in range(b, end):
+                    place = patches.first[x] + index[x] + (r - b)
+                    begin = patches.lo[place]
+                    share_x = patches.first_share[x] + (index[x] + r - b) * width + begin
+                    lines = Lines(
+                        base + patches.starts[place] + begin,
+                        patches.starts[top] - layout.origin[y],
+                        layout.planes if y == 0 else _NO_RING,
+                        layout.steps[y],
+                        patches.lo[top],
+                        patches.hi[top],
+                        max(0, patches.hi[place] - begin),
+                        (r * layout.channels + c) * size + inside * height * width + begin,
+                        width,
+                        weight,
+                        patches.first_share[y] + index[y] * height,
+                        share_x,
+                        squared,
+                        height - 1,
+                        2 * begin - width + 1,
+                        ids[r],
+                    )
+                    _put(sums, values, patches.shares, lines)
+                _advance(j, low, high)
+        b = end
+
+
+# -- what is done with lines, for each kind of sums --------------------------------------------
+
+
+def _add(sums: Added, values: Array, shares: Array, at: Lines) -> None:
+    cast = sums.values.dtype.type
+    part = shares[at.share_x : at.share_x + at.length]
+    for k in range(at.start, at.stop):
+        here, there = _line(at, k), at.there + k * at.width
+        line, value = sums.values[here : here + at.length], values[there : there + at.length]
+        weight = at.weight * shares[at.share_y + k]
+        for i in range(at.length):
             line[i] += cast(weight * part[i]) * cast(value[i])
 
 
-@compiled
-def _put_line(
-    mode: int,
-    omit: bool,
-    accumulator: Array,
-    present: Array,
-    touched: Array,
-    nearest: Array,
-    owner: Array,
-    number: int,
-    here: int,
-    values: Array,
-    there: int,
-    count: int,
-    weight: float,
-    shares: Array,
-    share: int,
-    squared: int,
-    off: int,
-) -> None:
-    """Put one line of one patch where it belongs, in every mode but `_ADD`.
-
-    `squared` and `off` say how far the line's first voxel is from the patch's centre: squared
-    across the line, and doubled along it.
-    """
-    cast = accumulator.dtype.type
-    if count <= 0:
-        return
-    if mode == _TOUCH:
-        touched[here : here + count] = 1
-        return
-    line = accumulator[here : here + count]
-    value = values[there : there + count]
-    if mode == _SELECT:
-        for i in range(count):
+def _select(sums: Selected, values: Array, shares: Array, at: Lines) -> None:
+    cast = sums.values.dtype.type
+    for k in range(at.start, at.stop):
+        here, there = _line(at, k), at.there + k * at.width
+        line, value = sums.values[here : here + at.length], values[there : there + at.length]
+        for i in range(at.length):
             line[i] = cast(value[i])
-    elif mode == _PRESENT:
-        part = shares[share : share + count]
-        came = present[here : here + count]
-        mark = touched[here : here + count]
-        for i in range(count):
-            if omit and value[i] != value[i]:
+
+
+def _weigh(sums: Weighed, values: Array, shares: Array, at: Lines) -> None:
+    cast = sums.values.dtype.type
+    part = shares[at.share_x : at.share_x + at.length]
+    for k in range(at.start, at.stop):
+        here, there = _line(at, k), at.there + k * at.width
+        line, value = sums.values[here : here + at.length], values[there : there + at.length]
+        came, mark = sums.present[here : here + at.length], sums.touched[here : here + at.length]
+        weight = at.weight * shares[at.share_y + k]
+        for i in range(at.length):
+            if sums.omit and value[i] != value[i]:
                 mark[i] = 1
             else:
                 line[i] += cast(weight * part[i]) * cast(value[i])
                 came[i] += cast(weight * part[i])
-    elif mode == _NEAREST:
-        away = nearest[here : here + count]
-        for i in range(count):
-            d = off + 2 * i
-            near = squared + d * d
-            if near < away[i] and not (omit and value[i] != value[i]):
+
+
+def _take_nearest(sums: Nearest, values: Array, shares: Array, at: Lines) -> None:
+    cast = sums.values.dtype.type
+    for k in range(at.start, at.stop):
+        here, there = _line(at, k), at.there + k * at.width
+        line, value = sums.values[here : here + at.length], values[there : there + at.length]
+        away = sums.away[here : here + at.length]
+        across = at.squared + (2 * k - at.half) * (2 * k - at.half)
+        for i in range(at.length):
+            d = at.off + 2 * i
+            near = across + d * d
+            if near < away[i] and not (sums.omit and value[i] != value[i]):
                 line[i] = cast(value[i])
                 away[i] = near
-    elif mode == _NEAREST_OF_ANY:
-        away = nearest[here : here + count]
-        owns = owner[here : here + count]
-        for i in range(count):
-            d = off + 2 * i
-            near = squared + d * d
-            nearer = near < away[i] or (near == away[i] and number < owns[i])
-            if nearer and not (omit and value[i] != value[i]):
+
+
+def _take_nearest_of_any(sums: NearestOfAny, values: Array, shares: Array, at: Lines) -> None:
+    cast = sums.values.dtype.type
+    for k in range(at.start, at.stop):
+        here, there = _line(at, k), at.there + k * at.width
+        line, value = sums.values[here : here + at.length], values[there : there + at.length]
+        away, owner = sums.away[here : here + at.length], sums.owner[here : here + at.length]
+        across = at.squared + (2 * k - at.half) * (2 * k - at.half)
+        for i in range(at.length):
+            d = at.off + 2 * i
+            near = across + d * d
+            nearer = near < away[i] or (near == away[i] and at.number < owner[i])
+            if nearer and not (sums.omit and value[i] != value[i]):
                 line[i] = cast(value[i])
                 away[i] = near
-                owns[i] = number
-    else:
-        mark = touched[here : here + count]
-        for i in range(count):
+                owner[i] = at.number
+
+
+def _take_extreme(sums: Extreme, values: Array, shares: Array, at: Lines) -> None:
+    cast = sums.values.dtype.type
+    for k in range(at.start, at.stop):
+        here, there = _line(at, k), at.there + k * at.width
+        line, value = sums.values[here : here + at.length], values[there : there + at.length]
+        mark = sums.touched[here : here + at.length]
+        for i in range(at.length):
             v = cast(value[i])
-            if omit and v != v:
+            if sums.omit and v != v:
                 continue
-            better = v > line[i] if mode == _MAX else v < line[i]
+            better = v > line[i] if sums.largest else v < line[i]
             if better or v != v or mark[i] == 0:
                 line[i] = v
             mark[i] = 1
 
 
-@compiled
-def _blend(
-    mode: int,
-    omit: bool,
-    accumulator: Array,
-    present: Array,
-    touched: Array,
-    nearest: Array,
-    owner: Array,
-    values: Array,
-    ids: Array,
-    lattice: Array,
-    patch: Array,
-    starts: Array,
-    lo: Array,
-    hi: Array,
-    first: Array,
-    shares: Array,
-    first_share: Array,
-    origin: Array,
-    planes: int,
-    steps: Array,
-    channels: int,
-    channel_step: int,
-) -> None:
-    n = patch.size
-    x, y = n - 1, n - 2
-    width = patch[x]
-    size = 1
-    for axis in range(n):
-        size *= patch[axis]
-    index = np.zeros(n, np.int64)
-    j = np.zeros(n, np.int64)
-    b = 0
-    while b < ids.size:
-        _place(ids[b], lattice, index)
-        end = _run_end(ids, b, index[x], lattice[x])
-        # planes, and lines within them, of which each patch of this row has a part
-        top = first[y] + index[y]
-        outer = 1
-        for axis in range(y):
-            outer *= max(0, hi[first[axis] + index[axis]] - lo[first[axis] + index[axis]])
-        for c in range(channels):
-            for axis in range(y):
-                j[axis] = lo[first[axis] + index[axis]]
-            for _ in range(outer):
-                base = c * channel_step - origin[x]
-                inside = 0
-                outer_weight = 1.0
-                outer_squared = 0
-                for axis in range(y):
-                    place = first[axis] + index[axis]
-                    p = starts[place] - origin[axis] + j[axis]
-                    if axis == 0:
-                        p = p % planes
-                    base += p * steps[axis]
-                    inside = inside * patch[axis] + j[axis]
-                    d = 2 * j[axis] - patch[axis] + 1
-                    outer_squared += d * d
-                    outer_weight *= shares[first_share[axis] + index[axis] * patch[axis] + j[axis]]
-                row = starts[top] - origin[y]
-                ring = planes if y == 0 else _NO_RING
-                share_y = first_share[y] + index[y] * patch[y]
-                for r in range(b, end):
-                    place = first[x] + index[x] + (r - b)
-                    here = base + starts[place] + lo[place]
-                    there = (r * channels + c) * size + inside * patch[y] * width + lo[place]
-                    share_x = first_share[x] + (index[x] + r - b) * width + lo[place]
-                    count = hi[place] - lo[place]
-                    if mode == _ADD:
-                        _add_lines(
-                            accumulator,
-                            here,
-                            row,
-                            ring,
-                            steps[y],
-                            values,
-                            there,
-                            width,
-                            lo[top],
-                            hi[top],
-                            outer_weight,
-                            shares,
-                            share_y,
-                            share_x,
-                            count,
-                        )
-                        continue
-                    for k in range(lo[top], hi[top]):
-                        d = 2 * k - patch[y] + 1
-                        _put_line(
-                            mode,
-                            omit,
-                            accumulator,
-                            present,
-                            touched,
-                            nearest,
-                            owner,
-                            ids[r],
-                            here + (row + k) % ring * steps[y],
-                            values,
-                            there + k * width,
-                            count,
-                            outer_weight * shares[share_y + k],
-                            shares,
-                            share_x,
-                            outer_squared + d * d,
-                            2 * lo[place] - width + 1,
-                        )
-                for axis in range(y - 1, -1, -1):
-                    place = first[axis] + index[axis]
-                    j[axis] += 1
-                    if j[axis] < hi[place]:
-                        break
-                    j[axis] = lo[place]
-        b = end
+def _mark(sums: Touched, values: Array, shares: Array, at: Lines) -> None:
+    for k in range(at.start, at.stop):
+        here = _line(at, k)
+        sums.touched[here : here + at.length] = 1
+
+
+_put = compiled_by_kind(
+    {
+        Added: _add,
+        Selected: _select,
+        Weighed: _weigh,
+        Nearest: _take_nearest,
+        NearestOfAny: _take_nearest_of_any,
+        Extreme: _take_extreme,
+        Touched: _mark,
+    }
+)

@@ -180,9 +180,9 @@ class PatchFilter:
 def _cells_under(tables: PatchTables, axis: int, size: int, cells: Sequence[Cells]) -> Ints:
     """Mask cells [start, stop) under each patch along one axis, (ways to lie, patches, 2)."""
     n = len(tables.numbers[axis])
-    first = int(tables.first[axis])
-    starts = tables.starts[first : first + n]
-    stops = np.minimum(starts + tables.patch[axis], size)
+    first = int(tables.arrays.first[axis])
+    starts = tables.arrays.starts[first : first + n]
+    stops = np.minimum(starts + tables.arrays.patch[axis], size)
     return np.stack([one.under(starts, stops) for one in cells])
 
 

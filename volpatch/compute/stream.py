@@ -198,7 +198,7 @@ class Stream:
         """Patches of a row that are to be cut, and those that a mask leaves out."""
         tables = row.tables
         number = row.number - tables.numbers[0].start
-        per_row = int(np.prod(tables.lattice[1:]))
+        per_row = int(np.prod(tables.arrays.lattice[1:]))
         ids = np.arange(number * per_row, (number + 1) * per_row)
         kept = None if self.patch_filter is None else self.patch_filter.kept(tables, number)
         return (ids, ids[:0]) if kept is None else (ids[kept.ravel()], ids[~kept.ravel()])

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from volpatch.compute.blend import Stats, name_of
 from volpatch.compute.buffers import PatchTables, Ring, relevant
 from volpatch.compute.caller import Caller, Place, learn, made_up, narrow
-from volpatch.compute.kernels import Sums, blend, cut
+from volpatch.compute.kernels import Sums, blend, cut, touch
 from volpatch.compute.reading import Read, read_padded
 from volpatch.compute.rounding import round_to
 from volpatch.compute.skip import PatchFilter
 from volpatch.compute.stream import Stopped, Stream
 from volpatch.core import resources as machine
-from volpatch.core.blending import BlendSpec
+from volpatch.core.blending import BlendSpec, Mode
 from volpatch.core.box import Box
 from volpatch.core.errors import FunctionError, SourceError, blamed
 from volpatch.core.grid import PatchGrid
@@ -448,5 +448,7 @@ def warm_up(blending: BlendSpec) -> None:
     cut(source, tables, ids, np.zeros((1, 1, *grid.patch), blending.cut_dtype))
     sums = Sums.new(Ring.new(box, 4, 1, blending.accumulator, 0), blending.mode)
     blend(sums, tables, ids, np.zeros((1, 1, *grid.patch), blending.known_result), blending.mode)
+    if blending.mode is Mode.PRESENT:
+        touch(sums, tables, ids)
     if not blending.finalizes:
         round_to(sums.values.array, np.zeros(sums.values.array.shape, blending.out_dtype))
