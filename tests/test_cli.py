@@ -208,7 +208,7 @@ def test_help_names_what_there_is(ask):
     assert f"[{'|'.join(PROGRESS)}]" in words
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["plan"], ["run"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["info"], ["plan"], ["run"], ["try"], ["demo"]])
 def test_help_is_short_and_imports_nothing_heavy(command):
     code = (
         "import sys\nfrom volpatch.cli.main import execute\n"

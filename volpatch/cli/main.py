@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from volpatch.cli.given import functions_given, options_given
 from volpatch.cli.options import (
     FORMAT,
     FUNCTION,
@@ -31,6 +32,7 @@ from volpatch.cli.options import (
     options,
 )
 from volpatch.cli.streams import answer, details, open_streams, result_stream, tell_error
+from volpatch.cli.try_ import try_
 from volpatch.core.declared import table
 from volpatch.core.errors import (
     IncompleteError,
@@ -39,7 +41,6 @@ from volpatch.core.errors import (
 from volpatch.core.options import Conduct, PlanOptions, RetryOptions, RunOptions, VolumeOptions
 
 if TYPE_CHECKING:
-    from volpatch.functions.named import FunctionSpec
     from volpatch.planning.plan import Plan
     from volpatch.report.report import RunReport
 
@@ -229,7 +230,7 @@ def info(path: str, as_line: bool, form: str, **words: Any) -> None:
         answer(command_of(path))
         return
 
-    source = open_source(path, **_given(words))
+    source = open_source(path, **options_given(words))
     facts = facts_of(source)
     answer(json.dumps(facts, indent=2) if form == "json" else info_text(facts))
 
@@ -241,6 +242,9 @@ def filters(form: str) -> None:
     from volpatch.cli import filters as known
 
     answer(json.dumps(known.facts(), indent=2) if form == "json" else known.text())
+
+
+cli.add_command(try_)
 
 
 @cli.command(
@@ -261,8 +265,8 @@ def plan(source: str, target: str | None, save: str | None, form: str, **words: 
     from volpatch.planning import job
     from volpatch.running import api
 
-    func, finalize = _functions(words)
-    said: PlanOptions = _given(words)
+    func, finalize = functions_given(words)
+    said: PlanOptions = options_given(words)
     with result_stream() as result:  # a function's file may print while it is imported
         planned = api.plan(source, target, func=func, finalize=finalize, **said)
         if save is not None:
@@ -352,8 +356,8 @@ def _run_call(
         raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
     from volpatch.running import api
 
-    func, finalize = _functions(words)
-    said: RunOptions = _given(words)
+    func, finalize = functions_given(words)
+    said: RunOptions = options_given(words)
 
     def call(announce: Callable[[Plan], None]) -> RunReport:
         said["announce"] = announce
@@ -376,36 +380,13 @@ def _job_call(
             )
     from volpatch.running import api
 
-    said: Conduct = _given({name: words[name] for name in _RUNNING})
+    said: Conduct = options_given({name: words[name] for name in _RUNNING})
 
     def call(announce: Callable[[Plan], None]) -> RunReport:
         said["announce"] = announce
         return api.run_job(path, target=target, **said)
 
     return call
-
-
-def _given(words: dict[str, Any]) -> Any:
-    """Those options that were given; the library has the defaults of the others."""
-    return {n: v for n, v in words.items() if v is not None and v is not False and v != ()}
-
-
-def _functions(words: dict[str, Any]) -> tuple[FunctionSpec | None, FunctionSpec | None]:
-    """The function and finalize, taken out of what was given."""
-    from volpatch.functions.named import FunctionSpec, parse_params
-
-    params = words.pop("params")
-    apply, factory, finalize = (words.pop(name) for name in ("apply", "factory", "finalize"))
-    if apply is not None and factory is not None:
-        raise click.UsageError("Give one of --apply and --factory: the function, or its maker.")
-    name = apply or factory
-    if params and name is None:
-        raise click.UsageError("--param belongs to --apply or --factory; give one of them.")
-    func = None
-    if name is not None:
-        func = FunctionSpec.parse(name, parse_params(params), factory=factory is not None)
-    final = None if finalize is None else FunctionSpec.parse(finalize)
-    return func, final
 
 
 # -- afterwards ----------------------------------------------------------------------------
@@ -465,7 +446,7 @@ def retry(target: str, form: str, **words: Any) -> None:
     """
     from volpatch.running import api
 
-    said: RetryOptions = _given(words)
+    said: RetryOptions = options_given(words)
 
     def call(announce: Callable[[Plan], None]) -> RunReport:
         said["announce"] = announce
