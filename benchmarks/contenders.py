@@ -261,6 +261,27 @@ def patchify(array: Array, setting: Setting, func: Function) -> Run:
     return run
 
 
+def tileflow(array: Array, setting: Setting, func: Function) -> Run:
+    """Tiles of (y, x) with all of z in them; it keeps their cores, and scales values to [0, 1]."""
+    from tileflow import TileFlow
+
+    single(setting)
+    top = float(2 ** np.ceil(np.log2(array.max())))
+
+    class Stream:
+        def read_raster(self, level: int, channels: Any) -> Array:
+            return array
+
+    def run() -> Any:
+        tool = TileFlow(setting.patch[1:], setting.overlap[1:], consider_mask=False)
+        for z in range(len(array)):
+            tool.add_channel(z, rescale_range=(0, top))
+        tool.setup(0, lambda tile, spec: func(tile))
+        return tool.run(Stream()) * np.float32(top)
+
+    return run
+
+
 def scikit_image(array: Array, setting: Setting, func: Function) -> Run:
     import skimage  # noqa: F401
 
@@ -283,6 +304,7 @@ WHOLE: dict[str, Callable[[Array, Setting, Function], Run]] = {
     "patchly": patchly,
     "empatches (running mean)": empatches,
     "patchify (overwrites)": patchify,
+    "tileflow (keeps cores)": tileflow,
     "scikit-image": scikit_image,
     "scikit-learn": scikit_learn,
 }

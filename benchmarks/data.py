@@ -42,14 +42,22 @@ def image(n: int) -> Array:
     return volume((1, n, n))[0]
 
 
-def store(path: Path, shape: Sequence[int], chunks: Sequence[int] = CHUNKS) -> Path:
-    """A uint16 volume as a Zarr array, unless it is there."""
+def store(
+    path: Path, shape: Sequence[int], chunks: Sequence[int] = CHUNKS, *, codec: bool = False
+) -> Path:
+    """A uint16 volume as a Zarr array, unless it is there; with our codec, or zarr's own."""
     import zarr
+
+    from volpatch.core.options import DEFAULT_CODEC
+    from volpatch.storage.compressors import Codec
 
     if (path / "zarr.json").exists():
         return path
     chunks = tuple(min(c, n) for c, n in zip(chunks, shape, strict=True))
-    array = zarr.create_array(path, shape=tuple(shape), chunks=chunks, dtype="u2")
+    codecs: Any = Codec.parse(DEFAULT_CODEC).for_metadata(2) if codec else "auto"
+    array = zarr.create_array(
+        path, shape=tuple(shape), chunks=chunks, dtype="u2", compressors=codecs
+    )
     for start, slab in slabs(shape, "uint16"):
         array[start : start + len(slab)] = slab
     return path

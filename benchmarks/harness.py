@@ -72,6 +72,10 @@ class Row:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
+    @property
+    def median_cpu(self) -> float:
+        return statistics.median(self.cpu)
+
     def add(self, told: Figures) -> None:
         self.seconds.append(float(told["seconds"]))
         self.cpu.append(float(told["cpu"]))

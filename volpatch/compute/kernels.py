@@ -69,7 +69,8 @@ def cut(ring: Ring, tables: PatchTables, ids: NDArray[np.int64], batch: Array) -
     source, target = ring.flat, batch.reshape(-1)
     if source.dtype == target.dtype:
         source, target = as_numbers(source), as_numbers(target)
-    _cut(source, target, ids, tables.arrays, ring.layout)
+    arrays = tables.arrays
+    _cut(source, target, ids, arrays, ring.layout, Odometer.of(arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +128,23 @@ def blend(
         accumulator, flat = as_numbers(accumulator), as_numbers(flat)
     elif flat.dtype in _BITS:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else np.uint8)
-    target = _target(sums, accumulator, mode, omit)
-    _blend(target, flat, ids, tables.arrays, sums.values.layout)
+    _walk(_target(sums, accumulator, mode, omit), sums, tables, ids, flat)
 
 
 def touch(sums: Sums, tables: PatchTables, ids: NDArray[np.int64]) -> None:
     """Note that the patches `ids` are missing."""
-    target = Touched(sums.touched)
-    _blend(target, sums.touched[:0], ids, tables.arrays, sums.values.layout)
+    _walk(Touched(sums.touched), sums, tables, ids, sums.touched[:0])
+
+
+def _walk(
+    target: tuple[Any, ...],
+    sums: Sums,
+    tables: PatchTables,
+    ids: NDArray[np.int64],
+    values: Array,
+) -> None:
+    arrays = tables.arrays
+    _blend(target, values, ids, arrays, sums.values.layout, Odometer.of(arrays))
 
 
 # -- kinds of sums: what lines come to, flat ---------------------------------------------------
@@ -210,6 +220,26 @@ def _target(sums: Sums, accumulator: Array, mode: Mode, omit: bool) -> tuple[Any
 # -- the odometer: planes of patches, patch after patch ----------------------------------------
 
 
+class Odometer(NamedTuple):
+    """Which plane of which patch the loops are at.
+
+    Attributes
+    ----------
+    position : of the patch in the lattice.
+    at, low, high : the plane, and where planes begin and end, along all axes but the last two.
+    """
+
+    position: Array
+    at: Array
+    low: Array
+    high: Array
+
+    @classmethod
+    def of(cls, patches: Patches) -> Odometer:
+        n = patches.patch.size
+        return cls(np.zeros(n, np.int64), *np.zeros((3, n - 2), np.int64))
+
+
 class Lines(NamedTuple):
     """The lines of one plane of one patch, as far as they count.
 
@@ -254,25 +284,29 @@ def _line(lines: Lines, k: int) -> int:
 
 
 @compiled
-def _find(number: int, patches: Patches, index: Array, low: Array, high: Array) -> int:
-    """Look up a patch: its place in the lattice, what counts of it, and how many planes do."""
+def _find(number: int, patches: Patches, whole: bool, odometer: Odometer) -> int:
+    """Go to the first plane of a patch, of all of it or of what counts; gives their number."""
+    index, at, low, high = odometer
     for axis in range(index.size - 1, -1, -1):
         index[axis] = number % patches.lattice[axis]
         number //= patches.lattice[axis]
     planes = 1
-    for axis in range(low.size):
+    for axis in range(at.size):
         place = patches.first[axis] + index[axis]
-        low[axis], high[axis] = patches.lo[place], patches.hi[place]
+        low[axis] = 0 if whole else patches.lo[place]
+        high[axis] = patches.patch[axis] if whole else patches.hi[place]
+        at[axis] = low[axis]
         planes *= max(0, high[axis] - low[axis])
     return planes
 
 
 @compiled
-def _plane(patches: Patches, layout: RingLayout, index: Array, j: Array) -> int:
-    """Where plane `j` of a patch begins in memory, but for its lines and where they begin."""
+def _plane(patches: Patches, layout: RingLayout, odometer: Odometer) -> int:
+    """Where the plane begins in memory, but for its lines and where they begin."""
+    index, at = odometer.position, odometer.at
     base: int = -layout.origin[-1]
-    for axis in range(j.size):
-        p = patches.starts[patches.first[axis] + index[axis]] - layout.origin[axis] + j[axis]
+    for axis in range(at.size):
+        p = patches.starts[patches.first[axis] + index[axis]] - layout.origin[axis] + at[axis]
         if axis == 0:
             p %= layout.planes
         base += p * layout.steps[axis]
@@ -280,34 +314,36 @@ def _plane(patches: Patches, layout: RingLayout, index: Array, j: Array) -> int:
 
 
 @compiled
-def _advance(j: Array, low: Array, high: Array) -> None:
-    for axis in range(j.size - 1, -1, -1):
-        j[axis] += 1
-        if j[axis] < high[axis]:
+def _advance(odometer: Odometer) -> None:
+    """Go to the next plane; after the last one, to the first."""
+    for axis in range(odometer.at.size - 1, -1, -1):
+        odometer.at[axis] += 1
+        if odometer.at[axis] < odometer.high[axis]:
             break
-        j[axis] = low[axis]
+        odometer.at[axis] = odometer.low[axis]
 
 
 @compiled
-def _cut(source: Array, target: Array, ids: Array, patches: Patches, layout: RingLayout) -> None:
+def _cut(
+    source: Array,
+    target: Array,
+    ids: Array,
+    patches: Patches,
+    layout: RingLayout,
+    odometer: Odometer,
+) -> None:
     n = patches.patch.size
     x, y = n - 1, n - 2
     width, height = patches.patch[x], patches.patch[y]
-    index, j = np.zeros(n, np.int64), np.zeros(y, np.int64)
-    low, high = np.zeros(y, np.int64), np.zeros(y, np.int64)
+    index = odometer.position
     there = 0
     for b in range(ids.size):
-        _find(ids[b], patches, index, low, high)
-        low[:], high[:] = 0, patches.patch[:y]  # all of a patch is cut
-        planes = 1
-        for axis in range(y):
-            planes *= high[axis]
+        planes = _find(ids[b], patches, True, odometer)
         row = patches.starts[patches.first[y] + index[y]] - layout.origin[y]
         begin = patches.starts[patches.first[x] + index[x]]
         for c in range(layout.channels):
-            j[:] = 0
             for _ in range(planes):
-                base = c * layout.channel_step + _plane(patches, layout, index, j) + begin
+                base = c * layout.channel_step + _plane(patches, layout, odometer) + begin
                 for k in range(height):
                     p = row + k
                     if y == 0:
@@ -317,7 +353,7 @@ def _cut(source: Array, target: Array, ids: Array, patches: Patches, layout: Rin
                     for i in range(width):
                         out[i] = line[i]
                     there += width
-                _advance(j, low, high)
+                _advance(odometer)
 
 
 @compiled
@@ -330,31 +366,37 @@ def _run_end(ids: Array, b: int, row: int, last: int) -> int:
 
 
 @compiled
-def _blend(sums: Any, values: Array, ids: Array, patches: Patches, layout: RingLayout) -> None:
+def _blend(
+    sums: Any,
+    values: Array,
+    ids: Array,
+    patches: Patches,
+    layout: RingLayout,
+    odometer: Odometer,
+) -> None:
     n = patches.patch.size
     x, y = n - 1, n - 2
     width, height = patches.patch[x], patches.patch[y]
     size = 1
     for axis in range(n):
         size *= patches.patch[axis]
-    index, j = np.zeros(n, np.int64), np.zeros(y, np.int64)
-    low, high = np.zeros(y, np.int64), np.zeros(y, np.int64)
+    index = odometer.position
     b = 0
     while b < ids.size:
-        planes = _find(ids[b], patches, index, low, high)
+        planes = _find(ids[b], patches, False, odometer)
         end = _run_end(ids, b, index[x], patches.lattice[x])
         top = patches.first[y] + index[y]
         # a run plane by plane, so that what its patches share is in cache
         for c in range(layout.channels):
-            j[:] = low
             for _ in range(planes):
-                base = c * layout.channel_step + _plane(patches, layout, index, j)
+                base = c * layout.channel_step + _plane(patches, layout, odometer)
                 inside, weight, squared = 0, 1.0, 0
                 for axis in range(y):
-                    inside = inside * patches.patch[axis] + j[axis]
-                    d = 2 * j[axis] - patches.patch[axis] + 1
+                    plane = odometer.at[axis]
+                    inside = inside * patches.patch[axis] + plane
+                    d = 2 * plane - patches.patch[axis] + 1
                     squared += d * d
-                    share = patches.first_share[axis] + index[axis] * patches.patch[axis] + j[axis]
+                    share = patches.first_share[axis] + index[axis] * patches.patch[axis] + plane
                     weight *= patches.shares[share]
                 for r in range(b, end):
                     place = patches.first[x] + index[x] + (r - b)
@@ -379,7 +421,7 @@ def _blend(sums: Any, values: Array, ids: Array, patches: Patches, layout: RingL
                         ids[r],
                     )
                     _put(sums, values, patches.shares, lines)
-                _advance(j, low, high)
+                _advance(odometer)
         b = end
 
 
