@@ -14,6 +14,7 @@ from typing import Any
 
 from volpatch.core.box import Box
 from volpatch.core.errors import GridError, SettingError
+from volpatch.core.numbers import Numbers
 
 _UNITS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
@@ -61,6 +62,10 @@ def show_numbers(numbers: Iterable[int], most: int | None = None) -> str:
     ('0,3-5,9', '1,3,...')
     """
     runs: list[tuple[int, int]] = []
+    if isinstance(numbers, Numbers):
+        runs = [(run[0], run[-1]) for run in numbers.ranges[: None if most is None else most + 1]]
+        shown = [*map(_run_text, runs[:most])]
+        return ",".join([*shown, *["..."][: len(runs) - len(shown)]])
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1] = runs[-1][0], number

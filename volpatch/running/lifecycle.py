@@ -50,7 +50,7 @@ from volpatch.running.worker import Functions, Shared, Trial
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.output import Output, Site
 from volpatch.storage.plan_file import PlanFile
-from volpatch.storage.records import DONE, State
+from volpatch.storage.records import State
 from volpatch.storage.stores.local import check_target
 from volpatch.storage.volume import Source
 
@@ -296,8 +296,7 @@ def _with_input(request: Request, joined: Joined, place: Path) -> Joined:
     changed = changed_files(source, request.how, before, looks)
     if not changed:
         return joined
-    done = np.flatnonzero(state.status >= DONE).tolist()
-    spoiled = regions_reading(plan, source, changed, done)
+    spoiled = regions_reading(plan, source, changed, state.done)
     if spoiled:
         raise TargetError(
             f"{source.reader.file(changed[0])!r} of the input changed, and {len(spoiled)} regions "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
-
 from volpatch.core.errors import IncompleteError, RunError, TargetError
 from volpatch.core.parse import show_numbers
 from volpatch.planning.provenance import changed_versions
@@ -16,7 +14,7 @@ from volpatch.storage.layers import OtherBytesError
 from volpatch.storage.ledger import Ledger
 from volpatch.storage.metadata import completion, metadata_files
 from volpatch.storage.output import Site, Stage
-from volpatch.storage.records import DONE, FAILED, State
+from volpatch.storage.records import FAILED, State
 from volpatch.storage.stores.local import disk_errors
 
 
@@ -79,8 +77,8 @@ def _repair_unfinished(request: Request, ledger: Ledger) -> RunReport:
 
 def _failed_or_bad(ledger: Ledger, state: State) -> list[int]:
     """Regions that failed, and those that are done by their records but not in truth."""
-    hollow = (ledger.told().status >= DONE) & (state.status < DONE)
-    return [int(n) for n in np.flatnonzero(hollow | (state.status == FAILED))]
+    hollow = {n for n in ledger.told().done if not state.is_done(n)}
+    return sorted(hollow.union(state.status.where(lambda states: states == FAILED)))
 
 
 def _repair_metadata(ledger: Ledger, site: Site) -> None:

@@ -36,6 +36,8 @@ from volpatch.storage.records import DONE, Recorder, State
 SURVIVED = (FunctionError, SourceError, WorkerDiedError)
 # deaths of workers in a row, beyond one each, with no region finished: it is not the patch
 MAX_DEATHS = 2
+# what others did meanwhile is looked at so often; what they do in between may be done twice
+REFRESH_SECONDS = 1.0
 LISTED = 5
 
 
@@ -78,14 +80,17 @@ class Run:
     def share(self) -> float:
         """The part of all regions that is left for this run."""
         n, status = self.numbers, self.state.status
-        asked = status[n.start : n.stop : n.step] if isinstance(n, range) else status[list(n)]
-        return np.count_nonzero(asked < DONE) / max(1, len(status))
+        if isinstance(n, range):
+            left = status.count(n, lambda states: states < DONE)
+        else:
+            left = sum(not self.state.is_done(number) for number in n)
+        return left / max(1, len(status))
 
     def _pending(self) -> Iterator[Task]:
         for number in self.numbers:
             if self.state.is_done(number):
                 continue
-            self.state.refresh()
+            self.state.refresh(at_most_every=REFRESH_SECONDS)
             if not self.state.is_done(number):
                 yield self.task(number)
 

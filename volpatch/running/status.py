@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +62,7 @@ class Status:
     finished: bool
     plan_id: str
     counts: dict[str, int]
-    left: list[int]
+    left: Sequence[int]
     failures: list[Event] = field(default_factory=list)
     in_flight: list[dict[str, Any]] = field(default_factory=list)
     patches: int = 0
@@ -92,7 +92,7 @@ class Status:
             "regions": self.regions,
             "percent": 100 * self.fraction,
             **self.counts,
-            "left": self.left,
+            "left": list(self.left),
             "failures": self.failures,
             "in_flight": self.in_flight,
             "patches": self.patches,
@@ -149,12 +149,12 @@ def status(target: str | os.PathLike[str]) -> Status:
     stage, ledger = output.opened()
     state, finished = ledger.told(), stage is Stage.COMPLETE
     codes = (DONE, SKIPPED, EMPTY, FAILED, STARTED, MISSING)
-    tally = np.bincount(state.status, minlength=len(STATES))
+    tally = state.status.tally
     found = Status(
         str(output.target),
         finished,
         ledger.file.id,
-        {STATES[code]: int(tally[code]) for code in codes},
+        {STATES[code]: tally[code] for code in codes},
         state.left,
         [state.failures[n] for n in sorted(state.failures) if state.status[n] == FAILED],
         patches=state.patches,

@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.core.errors import TargetError
+from volpatch.core.numbers import Numbers
 from volpatch.storage.files import open_file
 from volpatch.storage.patience import patiently
+from volpatch.storage.regions import RegionTable
 from volpatch.storage.soundness import is_event
 from volpatch.storage.stores.local import AtomicFiles, disk_errors
 
@@ -172,7 +174,7 @@ def _open_record(path: Path) -> BinaryIO:
 
 
 class State:
-    """What the records say of each region: a byte a region, and a little for those begun.
+    """What the records say of each region.
 
     Parameters
     ----------
@@ -184,7 +186,7 @@ class State:
 
     Attributes
     ----------
-    status : uint8 per region, one of MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY.
+    status : of each region, one of MISSING, STARTED, FAILED, DONE, SKIPPED, EMPTY.
     failures : last failure of the regions that failed.
     patches : computed so far, those done twice counted twice.
     accepted : how files of the input looked that were accepted after they changed, by number.
@@ -196,17 +198,26 @@ class State:
         believe: Callable[[int, int], bool] = lambda unit, size: True,
         events: Callable[[], Iterable[Event]] = tuple,
     ) -> None:
-        self.status: NDArray[np.uint8] = np.zeros(n_regions, dtype=np.uint8)
+        self.status = RegionTable(n_regions, len(STATES))
         self.failures: dict[int, Event] = {}
         self.patches = self.clipped = 0
         self.times: list[tuple[float, int]] = []
         self.accepted: dict[int, Any] = {}
         self._believe, self._events = believe, events
+        self._refreshed: float | None = None
         self._metadata: dict[str, tuple[float, int, str]] = {}
         self._partial: dict[int, array[int]] = {}  # unit numbers; one may come twice
 
-    def refresh(self) -> None:
-        """Take in what was recorded since the last time, by whomever."""
+    def refresh(self, *, at_most_every: float = 0.0) -> None:
+        """Take in what was recorded since the last time, by whomever.
+
+        Looking at many files of records takes its time: with `at_most_every` it is not done again
+        before so many seconds have passed.
+        """
+        now = time.monotonic()
+        if self._refreshed is not None and now - self._refreshed < at_most_every:
+            return
+        self._refreshed = now
         for event in self._events():
             self.take(event)
 
@@ -222,7 +233,7 @@ class State:
                     self._metadata[key] = told
         if not 0 <= region < len(self.status):
             return
-        status = int(self.status[region])
+        status = self.status[region]
         if kind == "layer":
             self._take_layer(region, event)
         elif kind == "start" and status == MISSING:
@@ -257,7 +268,7 @@ class State:
             self.times = sorted(self.times)[2048:]
 
     def is_done(self, region: int) -> bool:
-        return bool(self.status[region] >= DONE)
+        return self.status[region] >= DONE
 
     def recorded(self, region: int) -> NDArray[np.int64]:
         """Units of a region that is not done that are recorded all the same, in rising order."""
@@ -274,11 +285,15 @@ class State:
         return {key: (size, checksum) for key, (_, size, checksum) in self._metadata.items()}
 
     @property
-    def left(self) -> list[int]:
+    def left(self) -> Numbers:
         """Numbers of the regions that are not done."""
-        left: list[int] = np.flatnonzero(self.status < DONE).tolist()
-        return left
+        return self.status.where(lambda states: states < DONE)
+
+    @property
+    def done(self) -> Numbers:
+        """Numbers of the regions that are done."""
+        return self.status.where(lambda states: states >= DONE)
 
     @property
     def n_done(self) -> int:
-        return int(np.count_nonzero(self.status >= DONE))
+        return sum(self.status.tally[DONE:])
