@@ -90,7 +90,23 @@ def test_a_billion_regions_take_what_was_done_of_them(monkeypatch):
         tracemalloc.stop()
     assert left.ranges == [range(3 * 2**16, n - 1)]
     assert (asked, state.n_done) == ((n - 3 * 2**16) // 2 - 1, 3 * 2**16 + 1)
-    assert peak < 4 * 2**20
+    assert peak < 4 * 2**20 < regions.table_bytes(n, mixed=False) < 2**24
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_table_takes_no_more_than_it_is_planned_to(monkeypatch, mixed):
+    monkeypatch.setattr(regions, "PAGE", 2**12)
+    n = 2**16
+    states = np.random.default_rng(0).integers(3, 6, n) if mixed else np.full(n, DONE)
+    tracemalloc.start()
+    try:
+        table = RegionTable(n, 6)
+        for region, state in enumerate(states.tolist()):
+            table[region] = state
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < regions.table_bytes(n, mixed=mixed) + 2**13
 
 
 def test_records_are_not_looked_at_more_often_than_asked(monkeypatch):

@@ -40,6 +40,7 @@ from volpatch.planning.pieces import (
     ring_planes,
 )
 from volpatch.planning.source import Volume
+from volpatch.storage.regions import table_bytes
 
 # an interpreter with everything imported and compiled, and one that only waits for others
 INTERPRETER_BYTES = 234 * 2**20
@@ -339,7 +340,8 @@ class Plan:
             -(-n // u) for n, u in zip(largest_pieces(self.axes), self.unit, strict=True)
         )
         layer = math.prod(rest)
-        all_regions = -(-self.n_regions // self.running)  # once for all workers
+        # once for all workers
+        all_regions = table_bytes(self.n_regions, mixed=self.blending.may_skip) // self.running
         return RECORD_BYTES * layer + KNOWN_BYTES * face * layer + all_regions
 
     @property

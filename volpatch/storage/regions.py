@@ -111,5 +111,17 @@ class RegionTable:
         return total
 
 
+def table_bytes(n: int, *, mixed: bool) -> int:
+    """About the most bytes that a table of `n` regions comes to hold.
+
+    Parameters
+    ----------
+    mixed : bool
+        Whether neighbours may end in different states, in any order; else a page of those that
+        are done is packed to less than a hundredth.
+    """
+    return min(n, OPEN_PAGES * PAGE) + n // (3 if mixed else 64)
+
+
 def _unpacked(packed: bytes) -> Page:
     return np.frombuffer(bytearray(zlib.decompress(packed)), np.uint8)
