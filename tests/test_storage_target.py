@@ -16,6 +16,7 @@ from pathlib import Path
 import numcodecs.blosc
 import numpy as np
 import pytest
+import tensorstore
 import xarray as xr
 import yaozarrs
 import zarr
@@ -181,6 +182,17 @@ def test_chunks_have_the_bytes_zarr_would_write(tmp_path, codec, dtype):
     ours = objects(tree.data / "scale0/image")
     zarr.open_array(tree.data / "scale0/image", mode="r+")[...] = volume(spec)
     assert objects(tree.data / "scale0/image") == ours
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("layout", ["chunks", "shards"])
+def test_another_library_reads_what_is_written(tmp_path, layout, codec):
+    for dtype in ("uint16", "float32", "bool"):
+        spec = make_spec(layout, dtype, codec=codec)
+        tree = build(tmp_path / dtype, spec, volume(spec))
+        place = {"driver": "file", "path": str(tree.data / "scale0/image")}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": place}).result()
+        np.testing.assert_array_equal(array.read().result(), volume(spec))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
