@@ -560,3 +560,33 @@ def test_calls_at_the_same_time_are_those_of_dask_for_a_dask_array():
         volpatch.map_patches(lambda p: p, volume, 4, concurrent_calls=3)
     with pytest.raises(SettingError, match="concurrent_calls must be a whole number"):
         volpatch.map_patches(lambda p: p, np.ones((8, 8)), 4, concurrent_calls=0)
+
+
+@pytest.mark.parametrize("reach", [None, 2])
+def test_patches_can_be_views_that_cannot_be_written_to(reach):
+    volume = np.random.default_rng(0).integers(0, 999, (2, 14, 15, 16)).astype(np.uint16)
+    told = {"patch": (6,) * 3} if reach is None else {"reach": (reach,) * 3}
+    seen = []
+
+    def look(patch):
+        seen.append(np.shares_memory(patch, volume) and not patch.flags.writeable)
+        return patch + np.float32(1)
+
+    result = map_patches(look, volume, copy=False, **told)
+    assert all(seen[-8:])
+    np.testing.assert_array_equal(result, map_patches(lambda p: p + np.float32(1), volume, **told))
+
+    def write(patch):
+        patch[...] = 0
+        return patch
+
+    with pytest.raises(FunctionError, match="read-only"):
+        map_patches(write, volume, copy=False, dtype="uint16", **told)
+    assert not map_patches(write, volume, dtype="uint16", **told).any()
+
+
+def test_patches_that_are_no_part_of_the_volume_are_copies():
+    volume = np.random.default_rng(0).random((9, 10, 11), np.float32)
+    for told in ({"edge": "pad"}, {"input_dtype": "float64"}, {"batch_size": 2}):
+        alike = map_patches(lambda p: p * 2, volume, 4, copy=False, **told)
+        np.testing.assert_array_equal(alike, map_patches(lambda p: p * 2, volume, 4, **told))

@@ -53,6 +53,7 @@ def map_patches(
     roi: Any = None,
     workers: int = 1,
     concurrent_calls: int | None = None,
+    copy: bool = True,
     **options: Unpack[BlendOptions],
 ) -> Any:
     """Run a function over overlapping patches of an array and blend the results.
@@ -82,6 +83,9 @@ def map_patches(
     concurrent_calls : int, optional
         How many of them may be in the function at the same time: 1 unless more is said, as
         not every function can be called so; any number for a ready-made operation.
+    copy : bool
+        False hands patches out as views of the volume that cannot be written to, where they
+        lie in memory as the function gets them: without batches, casts and padding.
     **options
 
     Returns
@@ -148,7 +152,16 @@ def map_patches(
         at_once = calls or (1 if operation is None else workers)
         gate = threading.Semaphore(at_once) if at_once < workers else None
         result: Any = map_array(
-            Caller(call, gate), data, layout, blending, box, finish, patch_filter, workers, stats
+            Caller(call, gate),
+            data,
+            layout,
+            blending,
+            box,
+            finish,
+            patch_filter,
+            workers,
+            stats,
+            not copy,
         )
         warn_clipped(stats.clipped, result.dtype)
         return _labelled(result, given, layout, box)

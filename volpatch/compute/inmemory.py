@@ -37,6 +37,7 @@ def map_box(
     patch_filter: PatchFilter | None = None,
     workers: int = 1,
     stats: Stats | None = None,
+    views: bool = False,
 ) -> tuple[Array, BlendSpec]:
     """The blended result (channels, *box) of a part of a volume, and what was learnt.
 
@@ -46,6 +47,7 @@ def map_box(
     origin : where in the whole volume its first voxel lies.
     workers : threads, each with a slab of the box along the first axis.
     stats : what was done is added to it.
+    views : patches may be views of the volume, read-only.
     """
     done = Stats() if stats is None else stats
     out: list[Array] = []
@@ -71,6 +73,7 @@ def map_box(
             finalize=finalize,
             patch_filter=patch_filter,
             stop=stop,
+            views=views,
         )
         stream.run()
         return stream
@@ -118,6 +121,7 @@ def map_lead(
     patch_filter: PatchFilter | None = None,
     workers: int = 1,
     stats: Stats | None = None,
+    views: bool = False,
 ) -> Array:
     """`map_box` for every index of the first `lead` axes of (lead..., [channels,] *extent).
 
@@ -129,7 +133,7 @@ def map_lead(
     for place in np.ndindex(counts):
         volume = array[place].reshape(-1, *extent)
         part, blending = map_box(
-            caller, volume, origin, blending, box, finalize, patch_filter, workers, stats
+            caller, volume, origin, blending, box, finalize, patch_filter, workers, stats, views
         )
         if out is None and math.prod(counts) == 1:
             out = part.reshape(*counts, *part.shape)  # no second copy of a large result
@@ -153,6 +157,7 @@ def map_array(
     patch_filter: PatchFilter | None = None,
     workers: int = 1,
     stats: Stats | None = None,
+    views: bool = False,
 ) -> Array:
     """The blended result over `roi`, with the axes (lead..., [channels,] patched...)."""
     box = Box(layout.pick(roi.start, layout.patched), layout.pick(roi.stop, layout.patched))
@@ -163,7 +168,7 @@ def map_array(
     origin = (0,) * blending.grid.ndim
     lead = len(layout.lead)
     return map_lead(
-        caller, volume, origin, lead, blending, box, finalize, patch_filter, workers, stats
+        caller, volume, origin, lead, blending, box, finalize, patch_filter, workers, stats, views
     )
 
 

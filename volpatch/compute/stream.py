@@ -76,6 +76,7 @@ class Stream:
     patch_filter : says which patches are skipped.
     tick : called with the number of patches after each call of the function.
     stop : set by others to end the region early with `Stopped`.
+    views : hand out patches as they lie in memory, read-only, where they lie in one piece.
     """
 
     def __init__(
@@ -91,9 +92,12 @@ class Stream:
         patch_filter: PatchFilter | None = None,
         tick: Callable[[int], None] = lambda patches: None,
         stop: threading.Event | None = None,
+        views: bool = False,
     ) -> None:
         self.blending, self.box, self.caller = blending, box, caller
         self.finalize, self.patch_filter, self.tick, self.stop = finalize, patch_filter, tick, stop
+        as_they_are = blending.batch_size is None and blending.cut_dtype == blending.source_dtype
+        self.views = views and as_they_are and patch_filter is None and not blending.narrows
         self.stats = Stats()
         self.numbers = relevant(blending.grid, blending.owns, box)
         self._tables = PatchTables.of(blending, box, self._rows(0))
@@ -206,6 +210,11 @@ class Stream:
     def _groups(self, ring: Ring, row: Row, wanted: Ints) -> Iterator[tuple[Ints, Array, Ints]]:
         """Patches of a row that are cut together, with the ids of those passed over."""
         blending, clock = self.blending, self.stats.clock
+        if self.views:
+            for i in range(len(wanted)):
+                ids = wanted[i : i + 1]
+                yield ids, self._view(ring, row, ids), _NONE
+            return
         size = min(blending.together, len(wanted))
         group = np.empty(
             (size, blending.channels_in or 1, *blending.grid.patch), blending.input_dtype
@@ -237,6 +246,20 @@ class Stream:
             if len(chosen) == size or begin + 1 == len(wanted):
                 yield np.array(chosen, np.int64), group[: len(chosen)], np.array(missing, np.int64)
                 chosen, missing = [], []
+
+    def _view(self, ring: Ring, row: Row, ids: Ints) -> Array:
+        """A patch (1, channels, *patch) where it lies; a copy where the ring wraps within it."""
+        _, box = self._patch(row, ids, 0)
+        pieces = ring.runs(box.start[0], box.stop[0])
+        if len(pieces) > 1:
+            given = np.empty((1, ring.channels, *box.shape), ring.flat.dtype)
+            self._cut(ring, row, ids, given)
+            return given
+        face = zip(box.start[1:], box.stop[1:], ring.origin[1:], strict=True)
+        part = (slice(None), slice(None), *(slice(a - o, b - o) for a, b, o in face))
+        view: Array = pieces[0][1][part][None]
+        view.flags.writeable = False
+        return view
 
     def _cut(self, ring: Ring, row: Row, ids: Ints, given: Array) -> None:
         """Fill `given` with patches as the function gets them."""
