@@ -12,11 +12,13 @@ from types import ModuleType
 from benchmarks import (
     dense,
     filters,
+    goals,
     growth,
     in_memory,
     lazily,
     network,
     plot,
+    reading,
     report,
     scale,
     startup,
@@ -29,6 +31,7 @@ CASES: dict[str, ModuleType] = {
     "dense": dense,
     "stores": stores,
     "filters": filters,
+    "reading": reading,
     "torch": network,
     "lazy": lazily,
     "memory": growth,
@@ -56,6 +59,9 @@ def main(words: list[str] | None = None, say: Callable[[str], None] = print) -> 
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="one of those below")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all works")
+    parser.add_argument(
+        "--quick", action="store_true", help="the goals and what they need, in ten minutes"
+    )
     parser.add_argument("--runs", type=int, help="counted runs of each contender")
     parser.add_argument(
         "--limit", type=float, default=600, help="seconds after which a run is ended (600)"
@@ -76,6 +82,17 @@ def main(words: list[str] | None = None, say: Callable[[str], None] = print) -> 
             parser.error(f"there is no case {name!r}; there are {', '.join(CASES)}")
     command = shlex.join(["python", "-m", "benchmarks", *_without_path(given)])
     how = How(runs=asked.runs, limit=asked.limit)
+    if asked.quick:
+        if asked.cases or asked.small:
+            parser.error("--quick chooses its cases and sizes itself: leave them out")
+        tables_of_goals = []
+        for question in goals.questions():
+            tables_of_goals.append(answer(question, how))
+            say(markdown(tables_of_goals[-1]) + "\n")
+        say(goals.report(tables_of_goals))
+        if asked.save:
+            report.save(asked.into, "quick", command, tables_of_goals)
+        return
     for case in asked.cases or CASES:
         done = []
         for table in tables(case, how, small=asked.small):

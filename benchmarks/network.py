@@ -20,6 +20,7 @@ from benchmarks.task import CannotError, Figures, Task
 class Size:
     shape: tuple[int, int, int] = (192, 192, 192)
     patch: int = 64
+    stride: int = 48
     batch: int = 4
     width: int = 8
     threads: int = 2
@@ -27,7 +28,7 @@ class Size:
 
 
 FULL = Size()
-SMALL = Size((24, 24, 24), 12, 2, 2, 1, 1)
+SMALL = Size((24, 24, 24), 12, 9, 2, 2, 1, 1)
 
 
 def network(width: int) -> Any:
@@ -46,13 +47,19 @@ def network(width: int) -> Any:
 
 
 def task(
-    name: str, shape: tuple[int, int, int], patch: int, batch: int, width: int, threads: int
+    name: str,
+    shape: tuple[int, int, int],
+    patch: int,
+    stride: int,
+    batch: int,
+    width: int,
+    threads: int,
 ) -> Task:
     import torch
 
     torch.set_num_threads(threads)
     net = network(width)
-    setting = Setting((patch,) * 3, (patch // 2,) * 3, threads)
+    setting = Setting((patch,) * 3, (stride,) * 3, threads)
     array = data.volume(shape) / np.float32(2000)
 
     def on_arrays(patches: Any) -> Any:
@@ -102,11 +109,12 @@ def task(
 
 
 def questions(size: Size) -> Iterator[Question]:
-    stride = (size.patch // 2,) * 3
+    stride = (size.stride,) * 3
     work = visits(size.shape, (size.patch,) * 3, stride)
     words = {
         "shape": size.shape,
         "patch": size.patch,
+        "stride": size.stride,
         "batch": size.batch,
         "width": size.width,
         "threads": size.threads,
@@ -117,6 +125,7 @@ def questions(size: Size) -> Iterator[Question]:
     ]
     title = (
         f"Torch module (3 convolutions 3³, {size.width} channels) on the CPU: {text(size.shape)}, "
-        f"patch {size.patch}³, 50 %, batches of {size.batch}, {size.threads} threads"
+        f"patch {size.patch}³, stride {size.stride}³, batches of {size.batch}, "
+        f"{size.threads} threads"
     )
     yield Question(title, jobs, threads=size.threads, runs=size.runs)

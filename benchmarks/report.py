@@ -17,7 +17,20 @@ from benchmarks.harness import Table, markdown
 from volpatch.core import resources as machine
 
 PACKAGES = (
-    *("volpatch", "numpy", "numba", "zarr", "numcodecs", "dask", "scipy", "torch", "monai"),
+    *(
+        "volpatch",
+        "dask-image",
+        "tensorstore",
+        "tileflow",
+        "numpy",
+        "numba",
+        "zarr",
+        "numcodecs",
+        "dask",
+        "scipy",
+        "torch",
+        "monai",
+    ),
     *("torchio", "tiler", "patchly", "patchify", "empatches", "scikit-image", "scikit-learn"),
     "cubed",
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import report, startup
+from benchmarks import goals, report, startup
 from benchmarks.__main__ import CASES, main, tables
 from benchmarks.child import Apart
 from benchmarks.harness import How, Row, Table, markdown
@@ -98,3 +98,20 @@ def test_a_case_that_there_is_not_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["in-memroy"])
     assert "there is no case 'in-memroy'; there are in-memory" in capsys.readouterr().err
+
+
+def test_each_goal_is_measured_by_a_quick_run(capsys):
+    asked = list(goals.questions())
+    for goal in goals.GOALS:
+        (question,) = [q for q in asked if goal.asks(q.title)]
+        assert {goal.row, goal.other} <= {job.name for job in question.jobs}
+    title = asked[0].title
+    rows = [Row("volpatch", 8, [3.0], [1.0]), Row(goals.COPY, 8, [2.0], [4.0])]
+    told = goals.report([Table(title, "voxel", "volpatch", rows, {})])
+    assert "| run at 50 % : copy | 1.50 | 1.9 | reached |" in told
+    assert "| run at 25 % : copy |  | 1.6 | not measured |" in told
+    rows[0].seconds = [4.0]
+    assert "| 2.00 | 1.9 | missed |" in goals.report([Table(title, "voxel", "volpatch", rows, {})])
+    with pytest.raises(SystemExit):
+        main(["--quick", "stores"])
+    assert "--quick chooses its cases and sizes itself" in capsys.readouterr().err
