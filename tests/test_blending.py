@@ -19,6 +19,7 @@ from tests import oracles
 from tests.helpers_arrays import distinct, identity
 from tests.strategies import WEIGHTED, problems
 from volpatch import ClippedWarning, FunctionError, GridError, PatchGrid, SettingError, map_patches
+from volpatch.compute.caller import Caller
 from volpatch.core.blending import BlendSpec
 from volpatch.core.window import axis_shares
 
@@ -590,3 +591,24 @@ def test_patches_that_are_no_part_of_the_volume_are_copies():
     for told in ({"edge": "pad"}, {"input_dtype": "float64"}, {"batch_size": 2}):
         alike = map_patches(lambda p: p * 2, volume, 4, copy=False, **told)
         np.testing.assert_array_equal(alike, map_patches(lambda p: p * 2, volume, 4, **told))
+
+
+def test_only_a_buffer_that_others_may_write_to_is_copied_before_the_next_call():
+    grid = PatchGrid((8, 8), 4, 2)
+    blending = BlendSpec(grid, ("constant",) * 2, np.dtype("f4"), np.dtype("f4"))
+    batch, kept = np.ones((1, 1, 4, 4), np.float32), np.zeros((4, 4), np.float32)
+    made = []
+
+    def fresh(patch):
+        made.append(id(result := patch + 1))
+        return result
+
+    def call(function):
+        caller = Caller(function, threading.Lock())
+        return caller(blending, batch, lambda i: ((0, 0), grid[0]))[0]
+
+    assert not np.shares_memory(call(lambda patch: kept), kept)
+    assert not np.shares_memory(call(lambda patch: kept[:]), kept)
+    assert np.shares_memory(call(lambda patch: patch), batch)
+    found = call(fresh)
+    assert id(found.base) == made[0]

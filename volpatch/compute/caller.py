@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -61,7 +62,10 @@ class Caller:
                     raise
                 raise blamed(error, self.name, f"on {_where(patch, len(batch))}") from error
             if self.gate is not None and isinstance(result, np.ndarray):
-                result = result.copy()
+                # one that only this call holds, or that lies in what it was given, stays as it is
+                alone = sys.getrefcount(result) <= 2 and result.flags.owndata
+                if not alone and not np.may_share_memory(result, batch):
+                    result = result.copy()
         problem = None
         if not _as_known(result, blending, len(batch)):
             problem = _problem(result, blending, len(batch))

@@ -274,13 +274,11 @@ class Lines(NamedTuple):
 
 
 @compiled
-def _line(lines: Lines, k: int) -> int:
-    """Where line k begins."""
-    p = lines.row + k
-    if p >= lines.planes:
-        p %= lines.planes
-    place: int = lines.base + p * lines.step
-    return place
+def _line(base: int, position: int, planes: int, step: int) -> int:
+    """Where a line begins, of a ring that may wrap before it."""
+    if position >= planes:
+        position %= planes
+    return base + position * step
 
 
 @compiled
@@ -324,6 +322,27 @@ def _advance(odometer: Odometer) -> None:
 
 
 @compiled
+def _copy_lines(
+    source: Array,
+    base: int,
+    row: int,
+    planes: int,
+    step: int,
+    target: Array,
+    there: int,
+    count: int,
+    width: int,
+) -> None:
+    """Copy lines; all that does not change is out of the loop."""
+    for k in range(count):
+        here = _line(base, row + k, planes, step)
+        line = source[here : here + width]
+        out = target[there + k * width : there + (k + 1) * width]
+        for i in range(width):
+            out[i] = line[i]
+
+
+@compiled
 def _cut(
     source: Array,
     target: Array,
@@ -341,18 +360,12 @@ def _cut(
         planes = _find(ids[b], patches, True, odometer)
         row = patches.starts[patches.first[y] + index[y]] - layout.origin[y]
         begin = patches.starts[patches.first[x] + index[x]]
+        ring = layout.planes if y == 0 else _NO_RING
         for c in range(layout.channels):
             for _ in range(planes):
                 base = c * layout.channel_step + _plane(patches, layout, odometer) + begin
-                for k in range(height):
-                    p = row + k
-                    if y == 0:
-                        p %= layout.planes
-                    here = base + p * layout.steps[y]
-                    line, out = source[here : here + width], target[there : there + width]
-                    for i in range(width):
-                        out[i] = line[i]
-                    there += width
+                _copy_lines(source, base, row, ring, layout.steps[y], target, there, height, width)
+                there += height * width
                 _advance(odometer)
 
 
@@ -428,35 +441,69 @@ def _blend(
 # -- what is done with lines, for each kind of sums --------------------------------------------
 
 
+@compiled
+def _add_lines(
+    accumulator: Array,
+    base: int,
+    row: int,
+    planes: int,
+    step: int,
+    values: Array,
+    there: int,
+    width: int,
+    part: Array,
+    column: Array,
+    weight: float,
+) -> None:
+    """Add lines; all that does not change is out of the loop."""
+    cast = accumulator.dtype.type
+    count = part.size
+    for k in range(column.size):
+        here = _line(base, row + k, planes, step)
+        line = accumulator[here : here + count]
+        value = values[there + k * width : there + k * width + count]
+        share = weight * column[k]
+        for i in range(count):
+            line[i] += cast(share * part[i]) * cast(value[i])
+
+
 def _add(sums: Added, values: Array, shares: Array, at: Lines) -> None:
-    cast = sums.values.dtype.type
-    part = shares[at.share_x : at.share_x + at.length]
-    for k in range(at.start, at.stop):
-        here, there = _line(at, k), at.there + k * at.width
-        line, value = sums.values[here : here + at.length], values[there : there + at.length]
-        weight = at.weight * shares[at.share_y + k]
-        for i in range(at.length):
-            line[i] += cast(weight * part[i]) * cast(value[i])
+    _add_lines(
+        sums.values,
+        at.base,
+        at.row + at.start,
+        at.planes,
+        at.step,
+        values,
+        at.there + at.start * at.width,
+        at.width,
+        shares[at.share_x : at.share_x + at.length],
+        shares[at.share_y + at.start : at.share_y + at.stop],
+        at.weight,
+    )
 
 
 def _select(sums: Selected, values: Array, shares: Array, at: Lines) -> None:
-    cast = sums.values.dtype.type
+    accumulator, count = sums.values, at.length
+    cast = accumulator.dtype.type
     for k in range(at.start, at.stop):
-        here, there = _line(at, k), at.there + k * at.width
-        line, value = sums.values[here : here + at.length], values[there : there + at.length]
-        for i in range(at.length):
+        here, there = _line(at.base, at.row + k, at.planes, at.step), at.there + k * at.width
+        line, value = accumulator[here : here + count], values[there : there + count]
+        for i in range(count):
             line[i] = cast(value[i])
 
 
 def _weigh(sums: Weighed, values: Array, shares: Array, at: Lines) -> None:
-    cast = sums.values.dtype.type
-    part = shares[at.share_x : at.share_x + at.length]
+    present, touched = sums.present, sums.touched
+    accumulator, count = sums.values, at.length
+    cast = accumulator.dtype.type
+    part = shares[at.share_x : at.share_x + count]
     for k in range(at.start, at.stop):
-        here, there = _line(at, k), at.there + k * at.width
-        line, value = sums.values[here : here + at.length], values[there : there + at.length]
-        came, mark = sums.present[here : here + at.length], sums.touched[here : here + at.length]
+        here, there = _line(at.base, at.row + k, at.planes, at.step), at.there + k * at.width
+        line, value = accumulator[here : here + count], values[there : there + count]
+        came, mark = present[here : here + count], touched[here : here + count]
         weight = at.weight * shares[at.share_y + k]
-        for i in range(at.length):
+        for i in range(count):
             if sums.omit and value[i] != value[i]:
                 mark[i] = 1
             else:
@@ -465,13 +512,15 @@ def _weigh(sums: Weighed, values: Array, shares: Array, at: Lines) -> None:
 
 
 def _take_nearest(sums: Nearest, values: Array, shares: Array, at: Lines) -> None:
-    cast = sums.values.dtype.type
+    distances = sums.away
+    accumulator, count = sums.values, at.length
+    cast = accumulator.dtype.type
     for k in range(at.start, at.stop):
-        here, there = _line(at, k), at.there + k * at.width
-        line, value = sums.values[here : here + at.length], values[there : there + at.length]
-        away = sums.away[here : here + at.length]
+        here, there = _line(at.base, at.row + k, at.planes, at.step), at.there + k * at.width
+        line, value = accumulator[here : here + count], values[there : there + count]
+        away = distances[here : here + count]
         across = at.squared + (2 * k - at.half) * (2 * k - at.half)
-        for i in range(at.length):
+        for i in range(count):
             d = at.off + 2 * i
             near = across + d * d
             if near < away[i] and not (sums.omit and value[i] != value[i]):
@@ -480,13 +529,15 @@ def _take_nearest(sums: Nearest, values: Array, shares: Array, at: Lines) -> Non
 
 
 def _take_nearest_of_any(sums: NearestOfAny, values: Array, shares: Array, at: Lines) -> None:
-    cast = sums.values.dtype.type
+    distances, owners = sums.away, sums.owner
+    accumulator, count = sums.values, at.length
+    cast = accumulator.dtype.type
     for k in range(at.start, at.stop):
-        here, there = _line(at, k), at.there + k * at.width
-        line, value = sums.values[here : here + at.length], values[there : there + at.length]
-        away, owner = sums.away[here : here + at.length], sums.owner[here : here + at.length]
+        here, there = _line(at.base, at.row + k, at.planes, at.step), at.there + k * at.width
+        line, value = accumulator[here : here + count], values[there : there + count]
+        away, owner = distances[here : here + count], owners[here : here + count]
         across = at.squared + (2 * k - at.half) * (2 * k - at.half)
-        for i in range(at.length):
+        for i in range(count):
             d = at.off + 2 * i
             near = across + d * d
             nearer = near < away[i] or (near == away[i] and at.number < owner[i])
@@ -497,12 +548,14 @@ def _take_nearest_of_any(sums: NearestOfAny, values: Array, shares: Array, at: L
 
 
 def _take_extreme(sums: Extreme, values: Array, shares: Array, at: Lines) -> None:
-    cast = sums.values.dtype.type
+    touched = sums.touched
+    accumulator, count = sums.values, at.length
+    cast = accumulator.dtype.type
     for k in range(at.start, at.stop):
-        here, there = _line(at, k), at.there + k * at.width
-        line, value = sums.values[here : here + at.length], values[there : there + at.length]
-        mark = sums.touched[here : here + at.length]
-        for i in range(at.length):
+        here, there = _line(at.base, at.row + k, at.planes, at.step), at.there + k * at.width
+        line, value = accumulator[here : here + count], values[there : there + count]
+        mark = touched[here : here + count]
+        for i in range(count):
             v = cast(value[i])
             if sums.omit and v != v:
                 continue
@@ -513,9 +566,11 @@ def _take_extreme(sums: Extreme, values: Array, shares: Array, at: Lines) -> Non
 
 
 def _mark(sums: Touched, values: Array, shares: Array, at: Lines) -> None:
+    touched = sums.touched
     for k in range(at.start, at.stop):
-        here = _line(at, k)
-        sums.touched[here : here + at.length] = 1
+        here = _line(at.base, at.row + k, at.planes, at.step)
+        for i in range(here, here + at.length):
+            touched[i] = 1
 
 
 _put = compiled_by_kind(
