@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -9,9 +10,11 @@ from typing import Any
 
 from benchmarks import filters, in_memory, network, reading, startup, stores
 from benchmarks.harness import Question, Row, Table
+from benchmarks.store_contenders import LITTLE
 
 COPY, DASK, SCIPY = "copy by tensorstore", "dask-image", "scipy, whole, no files"
 LIMITED = f"volpatch, {filters.PEAK}"
+LARGE = (1024,) * 3
 FIRST, LATER = "run of 64³, nothing compiled", "run of 64³"
 
 
@@ -51,8 +54,9 @@ def _figure(row: Row, figure: str) -> float:
 
 _STORES, _GAUSSIAN, _MEMORY = "Zarr to Zarr, identity, ", "Zarr to Zarr, gaussian", "In memory, cut"
 GOALS = (
-    Goal("run at 50 % : copy", f"{_STORES}50 %:", "volpatch", COPY, 1.9),
-    Goal("run at 25 % : copy", f"{_STORES}25 %:", "volpatch", COPY, 1.6),
+    Goal("run at 50 % : copy", f"{_STORES}50 %: 512", "volpatch", COPY, 1.9),
+    Goal("the same, 1024³", f"{_STORES}50 %: 1024", "volpatch", COPY, 1.9),
+    Goal("run at 25 % : copy", f"{_STORES}25 %: 512", "volpatch", COPY, 1.6),
     Goal("gaussian : dask-image", f"{_GAUSSIAN}, sigma", "volpatch", DASK, 0.8),
     Goal("the same within its peak memory", f"{_GAUSSIAN}, sigma", LIMITED, DASK, 0.9),
     Goal("gaussian : scipy on the whole", f"{_GAUSSIAN}, sigma", "volpatch", SCIPY, 1.5, "cpu"),
@@ -63,6 +67,8 @@ GOALS = (
     Goal("network : network alone", "Torch module", "volpatch", "network alone", 1.05),
     Goal("first run less a later one, s", "Start-up", FIRST, LATER, 2.0, difference=True),
 )
+# beside those that a goal names: what the README compares with
+PEERS = {"TorchIO", "tiler", "dask map_overlap", f"volpatch, {LITTLE}"}
 # sizes at which all of it takes about ten minutes; a median takes long
 QUICK: Sequence[tuple[ModuleType, Any]] = (
     (stores, replace(stores.FULL, shapes=((512,) * 3,), variants_up_to=0, runs=5)),
@@ -80,9 +86,15 @@ def questions() -> Iterator[Question]:
     for module, size in QUICK:
         for question in module.questions(size):
             goals = [goal for goal in GOALS if goal.asks(question.title)]
-            names = {question.base} | {name for g in goals for name in (g.row, g.other)}
+            names = PEERS | {question.base} | {name for g in goals for name in (g.row, g.other)}
             if goals:
                 yield replace(question, jobs=[job for job in question.jobs if job.name in names])
+    with tempfile.TemporaryDirectory(prefix="volpatch-bench-") as folder:
+        question = stores.question(
+            replace(stores.FULL, runs=1), LARGE, "identity, 50 %", {}, folder
+        )
+        names = PEERS | {"volpatch", COPY}
+        yield replace(question, jobs=[job for job in question.jobs if job.name in names])
 
 
 def report(tables: Sequence[Table]) -> str:
