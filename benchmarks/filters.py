@@ -47,9 +47,10 @@ def _volpatch(limit: str | None) -> Callable[..., Run]:
     def make(title: str, source: Path, made: Path, size: Words) -> Run:
         name, params, _, _ = FILTERS[title]
         return lambda: volpatch.run(
-            (name, params),
+            name,
             source,
             made,
+            kwargs=params,
             workers=size["workers"],
             memory_limit=limit,
             durability="process",

@@ -9,9 +9,12 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
+import volpatch
 from volpatch.core.errors import FunctionError, SettingError
 from volpatch.functions import named as functions
 from volpatch.functions.named import FunctionSpec, parse_params
@@ -360,3 +363,35 @@ def test_a_spec_survives_json_and_pickle():
 )
 def test_a_malformed_record_is_refused(data):
     assert "record must have a target" in message(lambda: FunctionSpec.from_json(data))
+
+
+# -- kwargs ------------------------------------------------------------------------------------
+
+
+def test_parameters_go_beside_a_function_or_its_name(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 4096, (12, 13, 14)).astype(np.uint16)
+    wide = ndimage.median_filter(noise, 5)
+    named = volpatch.map_patches("median", noise, kwargs={"size": 5})
+    np.testing.assert_array_equal(named, wide)
+    called = volpatch.map_patches(ndimage.median_filter, noise, reach=2, kwargs={"size": 5})
+    np.testing.assert_array_equal(called, wide)
+    zarr.save_array(tmp_path / "in.zarr", noise)
+    for number, function in enumerate(("median", ndimage.median_filter)):
+        target = tmp_path / f"out{number}.zarr"
+        told = {"reach": 2, "kwargs": {"size": 5}}
+        volpatch.run(function, tmp_path / "in.zarr", target, dtype="uint16", **told)
+        np.testing.assert_array_equal(volpatch.open_volume(target)[...], wide)
+        assert volpatch.run(function, tmp_path / "in.zarr", target, dtype="uint16", **told).already
+        told["kwargs"] = {"size": 3}
+        with pytest.raises(volpatch.TargetError, match="made by another job"):
+            volpatch.run(function, tmp_path / "in.zarr", target, dtype="uint16", **told)
+    plan = volpatch.plan(tmp_path / "in.zarr", func="gaussian", kwargs={"sigma": 2})
+    assert plan.options["reach"] == (8, 8, 8)
+
+
+def test_parameters_that_cannot_be_are_refused():
+    noise = np.zeros((8, 8), np.uint16)
+    with pytest.raises(SettingError, match="gaussian has no parameter 'sgima'"):
+        volpatch.map_patches("gaussian", noise, kwargs={"sgima": 2})
+    with pytest.raises(SettingError, match="kwargs= are parameters of a function, and none is"):
+        volpatch.map_patches(FunctionSpec.parse("gaussian"), noise, kwargs={"sigma": 2})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -54,17 +54,17 @@ def map_patches(
     workers: int = 1,
     concurrent_calls: int | None = None,
     copy: bool = True,
+    kwargs: Mapping[str, Any] | None = None,
     **options: Unpack[BlendOptions],
 ) -> Any:
     """Run a function over overlapping patches of an array and blend the results.
 
     Parameters
     ----------
-    func : callable, name of a ready-made operation, "module:function", or (name, parameters)
+    func : callable, name of a ready-made operation, or "module:function"
         `func(patch) -> patch`, or with `batch_size` `func(batch) -> batch` with a leading
         batch axis. It may return extra leading channels, and another dtype. It may write
-        into what it is given, which is valid during the call only. With parameters:
-        `("gaussian", {"sigma": 2})`.
+        into what it is given, which is valid during the call only.
     volume : ndarray, dask array or DataArray
         Real numbers, any number of axes, (z, y, x) last; a masked array is refused.
     patch : int, sequence of int, or mapping by axis name, optional
@@ -86,6 +86,8 @@ def map_patches(
     copy : bool
         False hands patches out as views of the volume that cannot be written to, where they
         lie in memory as the function gets them: without batches, casts and padding.
+    kwargs : mapping, optional
+        Parameters of the function, as in `xarray.apply_ufunc`: `kwargs={"sigma": 2}`.
     **options
 
     Returns
@@ -126,7 +128,11 @@ def map_patches(
     """
     given = as_array(volume, "map_patches")
     shape = given.data.shape
-    said, function, final = completed(options, BlendOptions), by_name(func), by_name(finalize)
+    said, function, final = (
+        completed(options, BlendOptions),
+        by_name(func, kwargs),
+        by_name(finalize),
+    )
     sizes = patch if said["reach"] is None else said["reach"]
     layout = Layout.of(given.dims, shape, sizes, channel_axis, named=given.named)
     box = parse_roi(roi, given.dims, shape, given.names)

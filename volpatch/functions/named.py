@@ -176,21 +176,18 @@ class FunctionSpec:
 
 
 Func = Callable[..., Any] | FunctionSpec  # as it is kept: an object, or a name
-# as it is given: ("gaussian", {"sigma": 2}) is a name with parameters, as in `scipy.signal`
-Function = Func | str | tuple[str, Mapping[str, object]]
+Function = Func | str  # as it is given
 
 
-def by_name(function: Function | None) -> Func | None:
-    """What a user gave for a function, a text being the name of one."""
-    if isinstance(function, tuple):
-        match function:
-            case (str(name), Mapping() as params):
-                return FunctionSpec.parse(name, params)
-        raise SettingError(
-            f"a function with parameters is (name, dict), as in ('gaussian', {{'sigma': 2}}); "
-            f"{function!r} is not"
-        )
-    return FunctionSpec.parse(function) if isinstance(function, str) else function
+def by_name(function: Function | None, kwargs: Mapping[str, object] | None = None) -> Func | None:
+    """What a user gave for a function, a text being the name of one, with its parameters bound."""
+    if isinstance(function, str):
+        return FunctionSpec.parse(function, kwargs)
+    if not kwargs:
+        return function
+    if function is None or isinstance(function, FunctionSpec):
+        raise SettingError("kwargs= are parameters of a function, and none is given beside them")
+    return functools.partial(function, **kwargs)
 
 
 def loaded(function: Func | None) -> Callable[..., Any]:

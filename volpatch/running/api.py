@@ -46,6 +46,7 @@ def plan(
     *,
     func: Function | None = None,
     finalize: Function | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Lay out a run without computing anything.
@@ -59,6 +60,8 @@ def plan(
     func, finalize : optional
         Never called; a ready-made operation's name tells the output's dtype, and named
         functions are saved with the plan.
+    kwargs : mapping, optional
+        Parameters of `func`.
     **options
 
     Returns
@@ -78,7 +81,7 @@ def plan(
     said = completed(options, PlanOptions)
     job = part_of(said, JobOptions)
     volume = as_source(source, said["level"], said["missing"], said["series"])
-    function, final = by_name(func), by_name(finalize)
+    function, final = by_name(func, kwargs), by_name(finalize)
     draft = make_draft(volume, target, function, final, job)
     places: tuple[str, ...] = ()
     with suppress(SettingError):  # of a function that is not on this machine the run will tell
@@ -95,6 +98,7 @@ def run(
     *,
     setup: Callable[[], Callable[..., Any]] | None = None,
     finalize: Function | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     **options: Unpack[RunOptions],
 ) -> RunReport:
     """Run a function over overlapping patches of a stored volume, into a stored volume.
@@ -105,7 +109,7 @@ def run(
 
     Parameters
     ----------
-    func : callable, name, (name, parameters), or None with `setup`
+    func : callable, name of a ready-made operation, "module:function", or None with `setup`
         As in `map_patches`.
     source : path, or what `open_volume` returned
         The volume.
@@ -115,6 +119,8 @@ def run(
         Runs once per worker process and returns the function: load a model here.
     finalize : callable or name, optional
         Runs on blended blocks before they are rounded and written; pointwise.
+    kwargs : mapping, optional
+        Parameters of `func`: `kwargs={"sigma": 2}`.
     **options
 
     Returns
@@ -147,7 +153,8 @@ def run(
     if (func is None) == (setup is None):
         raise SettingError("give one of func and setup: the function, or what makes it")
     said = completed(options, RunOptions)
-    request = make_request(func, _present(source, said, target), target, setup, finalize, said)
+    function, volume = by_name(func, kwargs), _present(source, said, target)
+    request = make_request(function, volume, target, setup, finalize, said)
     check_ending(target)
     return make_output(request)
 
