@@ -11,13 +11,22 @@ from numba.extending import overload
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_NO_DOOR: dict[str, Any] = {"no_cpython_wrapper": True}
+
+
 def compiled(function: F) -> F:
     """Compile without the GIL, keeping machine code on disk where a folder allows it."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        made: F = numba.njit(cache=True, **options)(function)
+        made: F = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no place that numba could write its cache to
-        made = numba.njit(**options)(function)
+        made = numba.njit(**_OPTIONS)(function)
+    return made
+
+
+def inner(function: F) -> F:
+    """Compile what only compiled code calls: kept with its callers, and with no door to Python."""
+    made: F = numba.njit(**_OPTIONS, **_NO_DOOR)(function)
     return made
 
 

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volpatch.compute.buffers import Patches, PatchTables, Ring, RingLayout
-from volpatch.compute.compiled import compiled, compiled_by_kind
+from volpatch.compute.compiled import compiled, compiled_by_kind, inner
 from volpatch.core.blending import Mode
 
 Array = NDArray[Any]
@@ -273,7 +273,7 @@ class Lines(NamedTuple):
     number: int
 
 
-@compiled
+@inner
 def _line(base: int, position: int, planes: int, step: int) -> int:
     """Where a line begins, of a ring that may wrap before it."""
     if position >= planes:
@@ -281,7 +281,7 @@ def _line(base: int, position: int, planes: int, step: int) -> int:
     return base + position * step
 
 
-@compiled
+@inner
 def _find(number: int, patches: Patches, whole: bool, odometer: Odometer) -> int:
     """Go to the first plane of a patch, of all of it or of what counts; gives their number."""
     index, at, low, high = odometer
@@ -298,7 +298,7 @@ def _find(number: int, patches: Patches, whole: bool, odometer: Odometer) -> int
     return planes
 
 
-@compiled
+@inner
 def _plane(patches: Patches, layout: RingLayout, odometer: Odometer) -> int:
     """Where the plane begins in memory, but for its lines and where they begin."""
     index, at = odometer.position, odometer.at
@@ -311,7 +311,7 @@ def _plane(patches: Patches, layout: RingLayout, odometer: Odometer) -> int:
     return base
 
 
-@compiled
+@inner
 def _advance(odometer: Odometer) -> None:
     """Go to the next plane; after the last one, to the first."""
     for axis in range(odometer.at.size - 1, -1, -1):
@@ -321,7 +321,7 @@ def _advance(odometer: Odometer) -> None:
         odometer.at[axis] = odometer.low[axis]
 
 
-@compiled
+@inner
 def _copy_lines(
     source: Array,
     base: int,
@@ -369,7 +369,7 @@ def _cut(
                 _advance(odometer)
 
 
-@compiled
+@inner
 def _run_end(ids: Array, b: int, row: int, last: int) -> int:
     """End of the run of patches, from b on, that follow each other along the last axis."""
     end = b + 1
@@ -441,7 +441,7 @@ def _blend(
 # -- what is done with lines, for each kind of sums --------------------------------------------
 
 
-@compiled
+@inner
 def _add_lines(
     accumulator: Array,
     base: int,
