@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import volpatch
 from tests import helpers_functions as functions
@@ -37,7 +38,7 @@ from tests.helpers_disk import (
     states,
     write_tree,
 )
-from tests.helpers_stores import distinct, store
+from tests.helpers_stores import distinct, image, store
 from volpatch import TargetError
 from volpatch.running import repair, status
 from volpatch.storage import output as target
@@ -311,6 +312,29 @@ def test_a_run_that_ended_anywhere_goes_on_to_the_same_bytes(bench: Bench, durab
         assert calls is None or Counter(functions.told) == calls
 
     assert try_all(crashes, check) > 60
+
+
+@LAYOUTS
+def test_blocks_that_ended_anywhere_go_on_to_the_same_bytes(bench: Bench) -> None:
+    """Their values go straight into the layers that are written."""
+
+    def run() -> volpatch.RunReport:
+        told = {"kwargs": {"sigma": 0.5}, "workers": 1, "durability": "process"}
+        return volpatch.run("gaussian", bench.source, bench.target, **bench.layout.options, **told)
+
+    crashes = bench.crashes(run, KILLED)
+    wanted = output(read_tree(bench.root))
+    whole = ndimage.gaussian_filter(distinct(SHAPE).astype(np.float32), 0.5)
+    np.testing.assert_array_equal(image(bench.target), np.rint(whole))
+
+    def check(crash: Crash) -> None:
+        found = output(crash.tree)
+        assert not found or found == wanted, "something unfinished has the final name"
+        bench.reset(crash.tree)
+        run()
+        assert output(read_tree(bench.root)) == wanted
+
+    assert try_all(crashes, check) > 30
 
 
 @LAYOUTS
